@@ -5,7 +5,6 @@
  * after creation; the dirty bitmap is shared by every thread that writes guest memory and by the
  * migration thread, as atomics. No lock.
  */
-#define _GNU_SOURCE
 #include "vmm/memory.h"
 
 #include <errno.h>
