@@ -1,0 +1,114 @@
+/*
+ * The virtqueue engine: the device's side of a split ring (virtio 1.2 §2.7), with indirect
+ * descriptors (§2.7.5.3) and event index (§2.7.10).
+ *
+ * The guest is the adversary. A descriptor is copied once, then validated; a device sees only a
+ * chain whose every piece is RAM, readable pieces before writable ones (§2.7.4.2), at most
+ * VIRTQUEUE_MAX_PIECES of them. Anything else makes the queue broken: the engine returns -EINVAL, the
+ * caller reports it by virtio_device_broken() and the queue is silent until reset.
+ *
+ * Thread: whoever holds the device lock. The fences against the guest's vCPUs are in the .c.
+ */
+#ifndef FERRY_VIRTQUEUE_H
+#define FERRY_VIRTQUEUE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "vmm/memory.h"
+#include "vmm/util/state.h"
+
+#define VIRTQUEUE_MAX_SIZE 1024
+#define VIRTQUEUE_MAX_PIECES 1024 /* of a chain, an indirect table's included */
+
+/* What the driver set up; what migrates. */
+struct virtqueue_state {
+    uint16_t size;        /* 0 when not available */
+    bool enabled;
+    uint16_t msix_vector; /* VIRTIO_MSI_NO_VECTOR: none */
+    uint64_t desc, driver, device; /* guest physical addresses of the three areas */
+    uint16_t last_avail;  /* next entry of the available ring to look at */
+    uint16_t used_idx;    /* next entry of the used ring to write */
+    uint16_t signalled_used; /* used_idx when the driver was last asked about an interrupt */
+    bool signalled_valid;
+};
+extern const struct state_desc virtqueue_state_desc;
+
+struct virtqueue {
+    struct virtqueue_state st;
+    uint16_t max_size;         /* what the device offers; a power of two */
+    bool event_idx, indirect;  /* negotiated */
+    bool broken;
+    struct guest_memory *mem;  /* borrowed */
+    /* internal: host addresses of the three areas, translated and checked when enabled */
+    const void *desc_table;
+    const void *avail_ring;
+    void *used_ring;
+};
+
+/* One request: its readable pieces, then its writable ones, in iov[]; gpa[] runs beside it. */
+struct virtqueue_chain {
+    uint16_t head;
+    unsigned n_readable, n_writable;
+    uint64_t readable_bytes, writable_bytes;
+    struct iovec *iov; /* n_readable + n_writable of them, the readable first */
+    gpa_t *gpa;
+    unsigned capacity; /* of iov and gpa, both owned by the chain's owner */
+};
+
+/* Allocates room for the longest chain, or for `capacity` pieces. 0 or -ENOMEM. */
+int virtqueue_chain_init(struct virtqueue_chain *chain, unsigned capacity);
+void virtqueue_chain_fini(struct virtqueue_chain *chain);
+
+void virtqueue_init(struct virtqueue *vq, struct guest_memory *mem, uint16_t max_size);
+void virtqueue_reset(struct virtqueue *vq);
+
+/*
+ * The driver enabled the queue: checks size (a power of two up to max_size), alignment (§2.7) and
+ * that all three areas are RAM. -EINVAL otherwise, and the queue stays disabled.
+ */
+int virtqueue_enable(struct virtqueue *vq, bool event_idx, bool indirect);
+
+/* 1: *chain holds the next request; 0: none waits; -EINVAL: broken (vq->broken set). A chain longer
+ * than its capacity is broken, too. The entry counts as taken. */
+int virtqueue_pop(struct virtqueue *vq, struct virtqueue_chain *chain);
+/* Puts the last popped, not yet pushed chain back (the frame did not fit yet). */
+void virtqueue_unpop(struct virtqueue *vq);
+/* Whether a request waits, by one read of the avail index; never an error. */
+bool virtqueue_pending(struct virtqueue *vq);
+
+/*
+ * Returns a request: `written` bytes of its writable pieces are the device's (they are marked
+ * dirty here, from the chain's start). Out of order is fine (VIRTIO_F_IN_ORDER is not offered).
+ */
+void virtqueue_push(struct virtqueue *vq, const struct virtqueue_chain *chain, uint32_t written);
+/* The same for one whose chain is not kept: marks nothing, the caller did. */
+void virtqueue_push_head(struct virtqueue *vq, uint16_t head, uint32_t written);
+/*
+ * For a driver's packet spread over several chains (VIRTIO_NET_F_MRG_RXBUF): fill entries ahead
+ * of the index, then publish all at once.
+ */
+void virtqueue_fill(struct virtqueue *vq, uint16_t head, uint32_t written, uint16_t ahead);
+void virtqueue_flush(struct virtqueue *vq, uint16_t count);
+
+/* After pushes: whether the driver wants an interrupt (§2.7.7.2, §2.7.10.1). */
+bool virtqueue_wants_interrupt(struct virtqueue *vq);
+
+/*
+ * Suppresses or asks for notifications by the driver (§2.7.10.2, §2.7.7). enable returns true when
+ * requests arrived meanwhile: look again before sleeping.
+ */
+void virtqueue_disable_kicks(struct virtqueue *vq);
+bool virtqueue_enable_kicks(struct virtqueue *vq);
+
+/* Copies between a chain's readable/writable pieces (from byte `offset`) and a buffer; returns
+ * the bytes copied, fewer than asked at the chain's end. */
+uint64_t virtqueue_read(const struct virtqueue_chain *chain, uint64_t offset, void *to,
+                        uint64_t length);
+uint64_t virtqueue_write(const struct virtqueue_chain *chain, uint64_t offset, const void *from,
+                         uint64_t length);
+
+/* Save and load: st alone; after load call virtqueue_enable() again if st.enabled. */
+
+#endif
