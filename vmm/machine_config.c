@@ -1,0 +1,305 @@
+/*
+ * The machine as a person asked for it: defaults, the lists behind --memory, --disk and --net, and
+ * the checks that need the whole.
+ *
+ * Opens no file and asks the host nothing; the machine's parts do, when they are built. Main thread;
+ * no locks. Texts: virtio 1.2 §5.2.6 (a disk's serial), Linux admin-guide/kernel-parameters.
+ */
+#include "vmm/machine_config.h"
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vmm/util/log.h"
+
+#define DISK_SERIAL_MAX 20 /* virtio 1.2 §5.2.6 */
+#define PAGE 4096u
+
+void machine_config_init(struct machine_config *config)
+{
+    *config = (struct machine_config){
+        .cpus = 1,
+        .memory = {.size = 512 * MIB},
+        .decompress = DECOMPRESS_AUTO,
+        .console = CONSOLE_SERIAL,
+        .grace_s = 30,
+    };
+}
+
+void machine_config_fini(struct machine_config *config)
+{
+    for (unsigned i = 0; i < config->n_disks; i++) {
+        free(config->disks[i].path);
+        free(config->disks[i].serial);
+    }
+    free(config->name);
+    free(config->kernel);
+    free(config->initrd);
+    free(config->append);
+    *config = (struct machine_config){0};
+}
+
+/* ---- --memory ---- */
+
+static int parse_hugepages(const struct option_key *key, const char *text, void *field)
+{
+    uint64_t size;
+    int error = option_parse_size(key, text, &size);
+
+    if (error < 0 || (size != 2 * MIB && size != GIB))
+        return -EINVAL;
+    *(uint64_t *)field = size;
+    return 0;
+}
+
+static const struct option_key memory_keys[] = {
+    {.name = "size",
+     .parse = option_parse_size,
+     .offset = offsetof(struct memory_options, size),
+     .min = MACHINE_MIN_MEMORY,
+     .required = true},
+    {.name = "hugepages",
+     .parse = parse_hugepages,
+     .offset = offsetof(struct memory_options, hugepages),
+     .expects = "2M or 1G"},
+    {.name = "prealloc",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct memory_options, prealloc)},
+    {0},
+};
+
+int machine_config_add_memory(struct machine_config *config, const char *text)
+{
+    char size[OPTION_SIZE_MAX], page_size[OPTION_SIZE_MAX];
+    struct memory_options memory = {0};
+    uint64_t page;
+    int error = options_parse_list("--memory", text, memory_keys, &memory);
+
+    if (error < 0)
+        return error;
+    page = memory.hugepages ? memory.hugepages : PAGE;
+    if (memory.size % page != 0) {
+        option_format_size(memory.size, size, sizeof(size));
+        option_format_size(page, page_size, sizeof(page_size));
+        log_error("--memory: '%s' is not valid: a multiple of the page size, %s, was expected",
+                  size, page_size);
+        return -EINVAL;
+    }
+    config->memory = memory;
+    return 0;
+}
+
+/* ---- --disk ---- */
+
+static int parse_serial(const struct option_key *key, const char *text, void *field)
+{
+    if (strlen(text) > DISK_SERIAL_MAX)
+        return -EINVAL;
+    for (const char *c = text; *c; c++) {
+        if (!isgraph((unsigned char)*c))
+            return -EINVAL;
+    }
+    return option_parse_string(key, text, field);
+}
+
+static const struct option_key disk_keys[] = {
+    {.name = "path",
+     .parse = option_parse_string,
+     .offset = offsetof(struct disk_options, path),
+     .expects = "the path of a raw image or of a block device",
+     .required = true},
+    {.name = "readonly",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct disk_options, readonly)},
+    {.name = "direct",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct disk_options, direct)},
+    {.name = "serial",
+     .parse = parse_serial,
+     .offset = offsetof(struct disk_options, serial),
+     .expects = "1 to 20 printable characters without a space"},
+    {0},
+};
+
+int machine_config_add_disk(struct machine_config *config, const char *text)
+{
+    struct disk_options *disk;
+
+    if (config->n_disks == MACHINE_MAX_DISKS) {
+        log_error("--disk: '%s' is one too many: at most %u disks were expected", text,
+                  MACHINE_MAX_DISKS);
+        return -ENOSPC;
+    }
+    disk = &config->disks[config->n_disks++];
+    return options_parse_list("--disk", text, disk_keys, disk);
+}
+
+/* ---- --net ---- */
+
+/* Reads "[ADDRESS:]PORT" of `length` bytes. *address stays as it is when there is none. */
+static int parse_endpoint(const char *text, size_t length, struct in_addr *address, uint16_t *port)
+{
+    static const struct option_key port_key = {.min = 1, .max = UINT16_MAX};
+    char copy[sizeof("255.255.255.255:65535")];
+    char *digits = copy, *colon;
+    unsigned number;
+
+    if (length >= sizeof(copy))
+        return -EINVAL;
+    memcpy(copy, text, length);
+    copy[length] = '\0';
+    colon = strchr(copy, ':');
+    if (colon) {
+        *colon = '\0';
+        digits = colon + 1;
+        if (*copy != '\0' && inet_pton(AF_INET, copy, address) != 1)
+            return -EINVAL;
+    }
+    if (option_parse_number(&port_key, digits, &number) < 0)
+        return -EINVAL;
+    *port = (uint16_t)number;
+    return 0;
+}
+
+/* "tcp:127.0.0.1:2222-:22" */
+static int parse_forward(const struct option_key *key, const char *text, void *field)
+{
+    struct net_options *net = field;
+    struct net_forward forward = {.host_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const char *host = text + strlen("tcp:"), *dash = strchr(text, '-');
+
+    (void)key;
+    if (strncmp(text, "udp:", 4) == 0)
+        forward.udp = true;
+    else if (strncmp(text, "tcp:", 4) != 0)
+        return -EINVAL;
+    if (!dash || dash < host ||
+        parse_endpoint(host, (size_t)(dash - host), &forward.host_addr, &forward.host_port) < 0 ||
+        parse_endpoint(dash + 1, strlen(dash + 1), &forward.guest_addr, &forward.guest_port) < 0)
+        return -EINVAL;
+    if (net->n_forwards == MACHINE_MAX_FORWARDS)
+        return -ENOSPC;
+    net->forwards[net->n_forwards++] = forward;
+    return 0;
+}
+
+static const struct option_choice net_kinds[] = {{"nat", NET_NAT}, {0}};
+
+static const struct option_key net_keys[] = {
+    {.name = "mode",
+     .parse = option_parse_choice,
+     .offset = offsetof(struct net_options, kind),
+     .choices = net_kinds,
+     .expects = "nat or none",
+     .required = true},
+    {.name = "forward",
+     .parse = parse_forward,
+     .expects = "tcp|udp:[HOSTADDR:]HOSTPORT-[GUESTADDR:]PORT",
+     .repeatable = true},
+    {.name = "mac",
+     .parse = option_parse_mac,
+     .offset = offsetof(struct net_options, mac)},
+    {0},
+};
+
+int machine_config_add_net(struct machine_config *config, const char *text)
+{
+    bool none = strcmp(text, "none") == 0;
+
+    if ((none && config->n_nets > 0) || config->no_net) {
+        log_error("--net: 'none' does not go together with another --net");
+        return -EINVAL;
+    }
+    if (none) {
+        config->no_net = true;
+        return 0;
+    }
+    if (config->n_nets == MACHINE_MAX_NETS) {
+        log_error("--net: '%s' is one too many: at most %u network cards were expected", text,
+                  MACHINE_MAX_NETS);
+        return -ENOSPC;
+    }
+    return options_parse_list("--net", text, net_keys, &config->nets[config->n_nets++]);
+}
+
+/* ---- the whole ---- */
+
+/* The command line when --append was not given: what makes the kernel talk and find its root. */
+static char *default_append(const struct machine_config *config)
+{
+    static const char *const consoles[] = {
+        [CONSOLE_SERIAL] = "console=ttyS0",
+        [CONSOLE_VIRTIO] = "console=hvc0",
+        [CONSOLE_OFF] = "",
+    };
+    const char *root = "";
+    char *append;
+
+    if (config->n_disks > 0 && !config->initrd)
+        root = config->disks[0].readonly ? " root=/dev/vda ro" : " root=/dev/vda rw";
+    if (asprintf(&append, "%s%s", consoles[config->console], root) < 0)
+        return NULL;
+    return append;
+}
+
+/*
+ * A station's address of our own making: locally administered (IEEE 802 §8.4), the same for the
+ * same name and place, so that a guest with a name finds its NIC unchanged at its next start.
+ */
+static struct option_mac default_mac(const char *name, unsigned index)
+{
+    struct option_mac mac = {.bytes = {0x02}, .given = true};
+    uint64_t hash = 0xCBF29CE484222325u; /* FNV-1a, 64 bits */
+
+    for (const char *c = name; *c; c++)
+        hash = (hash ^ (uint8_t)*c) * 0x100000001B3u;
+    hash = (hash ^ index) * 0x100000001B3u;
+    for (unsigned i = 1; i < 6; i++)
+        mac.bytes[i] = (uint8_t)(hash >> 8 * i);
+    return mac;
+}
+
+static int check_macs(const struct machine_config *config)
+{
+    for (unsigned i = 0; i < config->n_nets; i++) {
+        for (unsigned j = 0; j < i; j++) {
+            if (memcmp(config->nets[i].mac.bytes, config->nets[j].mac.bytes, 6) == 0) {
+                log_error("--net: two network cards have the same mac=");
+                return -EINVAL;
+            }
+        }
+    }
+    return 0;
+}
+
+int machine_config_finish(struct machine_config *config)
+{
+    if (!config->kernel) {
+        log_error("--kernel is missing: say which kernel to boot, as in --kernel vmlinuz");
+        return -EINVAL;
+    }
+    if (!config->name && asprintf(&config->name, "ferry-%d", (int)getpid()) < 0) {
+        config->name = NULL;
+        goto no_memory;
+    }
+    if (!config->append) {
+        config->append = default_append(config);
+        if (!config->append)
+            goto no_memory;
+    }
+    for (unsigned i = 0; i < config->n_nets; i++) {
+        if (!config->nets[i].mac.given)
+            config->nets[i].mac = default_mac(config->name, i);
+    }
+    return check_macs(config);
+
+no_memory:
+    log_error("out of memory");
+    return -ENOMEM;
+}

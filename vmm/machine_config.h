@@ -1,0 +1,99 @@
+/*
+ * What a person asked for: the machine that `ferry run` builds, as plain data.
+ *
+ * cmd_run.c fills it from the command line; machine.c builds from it. Part of the composition root,
+ * like them. Strings are owned by the struct. One thread at a time.
+ */
+#ifndef FERRY_MACHINE_CONFIG_H
+#define FERRY_MACHINE_CONFIG_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "firmware/kernel.h"
+#include "vmm/util/options.h"
+
+/* A NIC takes a PCI slot, as does a disk; bus 0 has 32. */
+#define MACHINE_MAX_DISKS 16
+#define MACHINE_MAX_NETS 8
+#define MACHINE_MAX_FORWARDS 32
+#define MACHINE_MAX_CPUS 4096 /* what an option may ask for; KVM's own limit is lower */
+#define MACHINE_MIN_MEMORY (32 * MIB)
+
+struct memory_options {
+    uint64_t size;      /* bytes; a multiple of 4 KiB and of hugepages */
+    uint64_t hugepages; /* 0, or the size of the huge pages to use: 2 MiB or 1 GiB */
+    bool prealloc;      /* take every page from the host before the guest starts */
+};
+
+struct disk_options {
+    char *path;
+    bool readonly;
+    bool direct;  /* O_DIRECT: past the host's page cache */
+    char *serial; /* NULL: none given; at most 20 bytes (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID) */
+};
+
+/* A port of the host that leads into the guest. Addresses in network byte order, ports in host's. */
+struct net_forward {
+    bool udp;
+    struct in_addr host_addr;  /* 127.0.0.1 when none was given */
+    uint16_t host_port;        /* 1..65535 */
+    struct in_addr guest_addr; /* INADDR_ANY: the address that DHCP hands to the guest */
+    uint16_t guest_port;       /* 1..65535 */
+};
+
+enum net_kind { NET_NAT };
+
+struct net_options {
+    enum net_kind kind;
+    struct option_mac mac; /* always given after machine_config_finish() */
+    struct net_forward forwards[MACHINE_MAX_FORWARDS];
+    unsigned n_forwards;
+};
+
+/* Where the guest's console is: the terminal, or standard input and output, by way of ... */
+enum console_kind {
+    CONSOLE_SERIAL, /* the 16550A: console=ttyS0 */
+    CONSOLE_VIRTIO, /* virtio-console: console=hvc0; the 16550A is there, connected to nothing */
+    CONSOLE_OFF,    /* nothing; standard input is not read */
+};
+
+struct machine_config {
+    char *name;
+    unsigned cpus;
+    struct memory_options memory;
+    char *kernel;
+    char *initrd; /* or NULL */
+    char *append; /* never NULL after machine_config_finish() */
+    enum decompress_mode decompress;
+    enum console_kind console;
+    struct disk_options disks[MACHINE_MAX_DISKS];
+    unsigned n_disks;
+    struct net_options nets[MACHINE_MAX_NETS];
+    unsigned n_nets;
+    bool no_net;      /* --net none: without effect but to forbid another --net */
+    bool no_reboot;   /* a reset ends the guest as a power-off does */
+    unsigned grace_s; /* from the power button to the end of a guest that stays up */
+};
+
+/* Sets the defaults. Nothing is owned yet. */
+void machine_config_init(struct machine_config *config);
+/* Frees what the struct owns. */
+void machine_config_fini(struct machine_config *config);
+
+/*
+ * Read what stands behind one --memory, --disk, --net ("disk.img,readonly=on"). 0, -EINVAL, -ENOMEM,
+ * -ENOSPC; logged.
+ */
+int machine_config_add_memory(struct machine_config *config, const char *text);
+int machine_config_add_disk(struct machine_config *config, const char *text);
+int machine_config_add_net(struct machine_config *config, const char *text);
+
+/*
+ * Checks what only the whole can tell and fills in the defaults that depend on it: the name, the
+ * kernel's command line, the NICs' addresses. 0, -EINVAL (logged), -ENOMEM (logged).
+ */
+int machine_config_finish(struct machine_config *config);
+
+#endif
