@@ -18,12 +18,15 @@
 #include <sys/uio.h>
 
 struct loop;
-struct statx;
 
-/* One asynchronous operation. `done` gets what the system call would return: >= 0 or -errno. */
+/* One asynchronous operation. `done` gets what the system call would return: >= 0 or -errno.
+ * Starting one that is pending is a mistake of the caller's. Zero-initialised is idle. */
 struct loop_op {
     void (*done)(struct loop_op *op, int result); /* set by the caller before the start */
     bool pending;                                 /* read-only: started, and `done` has not run */
+    /* internal: for an operation that the kernel had no memory for */
+    int refusal;
+    struct loop_op *next;
 };
 
 /*
@@ -31,13 +34,18 @@ struct loop_op {
  * io_uring_setup(2), notably -EPERM and -ENOSYS where io_uring is forbidden.
  */
 int loop_create(struct loop **out, unsigned entries);
-/* No operation may be pending, except eventfd watches and timers that were removed before. */
+/*
+ * What is still pending is cancelled and waited for, without running its `done`; so every struct
+ * and buffer that was handed to the loop must still be there. NULL is fine.
+ */
 void loop_destroy(struct loop *loop);
 
-/* Runs until loop_stop(); returns 0, or a negative errno if the ring broke. */
+/* Runs until loop_stop(), one that came before the call included; returns 0, or a negative errno
+ * if the ring broke (logged). */
 int loop_run(struct loop *loop);
-/* Runs until `ready(arg)` is true (tested after each batch) or deadline_ns from now passed
- * (-ETIMEDOUT; 0: no deadline). For draining and for tests. May not be called from a callback. */
+/* Runs until `ready(arg)` is true (tested first, and after each batch) or deadline_ns from now
+ * passed (-ETIMEDOUT; 0: no deadline). loop_stop() does not end it, but the next loop_run(). For
+ * draining and for tests. May not be called from a callback. */
 int loop_run_until(struct loop *loop, bool (*ready)(void *arg), void *arg, uint64_t deadline_ns);
 /* Any thread, and async-signal-safe. */
 void loop_stop(struct loop *loop);
@@ -57,8 +65,8 @@ void loop_fallocate(struct loop *loop, struct loop_op *op, int fd, int mode, uin
                     uint64_t len);
 /* poll(2) events, once; result is the revents mask. */
 void loop_poll(struct loop *loop, struct loop_op *op, int fd, unsigned events);
-/* Asks for a pending operation to end early; its `done` still runs, with -ECANCELED or its own
- * result. No effect on one that is not pending. */
+/* Asks for a pending operation to end early; its `done` still runs, with -ECANCELED, -EINTR or its
+ * own result. No effect on one that is not pending. */
 void loop_cancel(struct loop *loop, struct loop_op *op);
 
 /* ---- an eventfd that others write: `fired` runs once for any number of writes ---- */
@@ -67,13 +75,18 @@ struct loop_event {
     /* internal: */
     struct loop_op op;
     struct loop *loop;
-    uint64_t count;
     int fd;
     bool removed;
 };
-/* fd is borrowed; must be an eventfd. Re-arms itself until removed. */
+/*
+ * fd is borrowed; must be an eventfd that nobody else reads. The struct is zero-initialised but
+ * for `fired`. Stays armed until removed; the counter is left to grow, so that a kick costs neither
+ * a read nor a new operation. `fired` may run once too often, never too seldom. An event that was
+ * removed may be added again at once, idle or not.
+ */
 void loop_event_add(struct loop *loop, struct loop_event *event, int fd);
-/* After this `fired` no longer runs. The struct may be freed when loop_event_idle() is true. */
+/* After this `fired` no longer runs, and what was written before is forgotten: fd may be closed.
+ * The struct may be freed when loop_event_idle() is true. */
 void loop_event_remove(struct loop_event *event);
 bool loop_event_idle(const struct loop_event *event);
 
