@@ -33,13 +33,15 @@ UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/unit/%)
 UNIT_AUX := $(patsubst %.c,$(BUILD)/obj/%.o,$(sort $(filter-out $(UNIT_SRC),$(wildcard tests/unit/*.c))))
 
-.PHONY: all help clean unit
+.PHONY: all help clean unit deps lab
 all: $(BUILD)/ferry
 
 help:
 	@echo 'make            build $(BUILD)/ferry'
 	@echo 'make demo       boot a Linux guest with networking, dependencies included'
 	@echo 'make check      run every test, dependencies included'
+	@echo 'make lab        a shell in the lab, a KVM host under emulation, with ferry in it'
+	@echo 'make deps       install the Debian packages that all this takes'
 
 $(BUILD)/ferry: $(BUILD)/obj/vmm/main.o $(BUILD)/libferry.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(PKG_LIBS)
@@ -57,6 +59,15 @@ $(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libferry
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(PKG_LIBS) -lcriterion
 
 unit: $(UNIT_BIN)
+
+# The rest needs packages that may be missing: they come first, then make starts over.
+deps:
+	@tests/deps.sh
+
+lab: deps
+	@$(MAKE) --no-print-directory all
+	@tests/lab/lab shell --put $(BUILD)/ferry --put $$(tests/lab/guest-initramfs.sh):/root/initrd \
+	    --put $$(tests/lab/fetch.sh --kernel):/root/vmlinuz --memory 4G
 
 clean:
 	rm -rf $(BUILD)/obj $(BUILD)/tests $(BUILD)/ferry $(BUILD)/libferry.a

@@ -7,10 +7,11 @@ set -euo pipefail
 
 usage() {
     cat <<EOF
-Usage: tests/lab/fetch.sh [--update]
+Usage: tests/lab/fetch.sh [--update] [--kernel]
 Download Debian's cloud kernel and BusyBox, and unpack them in $CACHE.
 
   --update   look for a newer kernel even if one is there
+  --kernel   print where the kernel is
   --help     show this help
 
 Environment: FERRY_CACHE names another folder, to be shared by several checkouts.
@@ -31,12 +32,16 @@ apt_lists() {
     fi
 }
 
+# download PACKAGE: into the current folder; once more with new lists, since old ones name packages
+# that are no longer there.
+download() { "${apt[@]}" download "$1" || { apt_lists && "${apt[@]}" download "$1"; }; }
+
 # package_unpack PACKAGE FOLDER: downloads the package and unpacks it there.
 package_unpack() {
     local work
     work=$(mktemp -d "$CACHE/fetch.XXXXXX")
     say "downloading $1"
-    if ! (cd "$work" && { "${apt[@]}" download "$1" || { apt_lists && "${apt[@]}" download "$1"; }; }) >&2; then
+    if ! (cd "$work" && download "$1") >&2; then
         rm -rf "$work"
         die "cannot download the Debian package $1"
     fi
@@ -80,21 +85,23 @@ fetch_busybox() {
 }
 
 update=
+kernel=
 while (($#)); do
     case $1 in
         --update) update=yes ;;
+        --kernel) kernel=yes ;;
         -h | --help) usage; exit ;;
         *) die "unknown option '$1'; see --help" 2 ;;
     esac
     shift
 done
 
-if [[ ! $update && -x $BUSYBOX && -e $CACHE/kernel/current/vmlinuz ]]; then
-    exit 0
+if [[ $update || ! -x $BUSYBOX || ! -e $CACHE/kernel/current/vmlinuz ]]; then
+    need apt-get apt dpkg dpkg flock util-linux
+    mkdir -p "$CACHE/kernel"
+    exec 9>"$CACHE/lock"
+    flock 9
+    [[ -x $BUSYBOX ]] || fetch_busybox
+    if [[ $update || ! -e $CACHE/kernel/current/vmlinuz ]]; then fetch_kernel; fi
 fi
-need apt-get apt dpkg dpkg flock util-linux
-mkdir -p "$CACHE/kernel"
-exec 9>"$CACHE/lock"
-flock 9
-[[ -x $BUSYBOX ]] || fetch_busybox
-if [[ $update || ! -e $CACHE/kernel/current/vmlinuz ]]; then fetch_kernel; fi
+[[ ! $kernel ]] || kernel_image
