@@ -1,0 +1,50 @@
+/*
+ * What differs by architecture, behind one header; vmm/x86/ implements it for x86-64.
+ *
+ * Functions return 0 or a negative errno, logged.
+ */
+#ifndef FERRY_ARCH_H
+#define FERRY_ARCH_H
+
+#include <linux/kvm.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct arch_vm;
+struct arch_vcpu;
+struct vcpu;
+
+/* A capability the VMM cannot do without. */
+struct arch_required_cap {
+    int capability;
+    const char *name;
+};
+/* Ends with a NULL name. */
+extern const struct arch_required_cap arch_required_caps[];
+
+/* Interrupt controllers and whatever else must exist before the first vCPU. Keeps what
+ * arch_vm_reset() needs. *out is owned by the caller. */
+int arch_vm_create(struct arch_vm **out, int kvm_fd, int vm_fd);
+void arch_vm_destroy(struct arch_vm *avm);
+int arch_vm_reset(struct arch_vm *avm, int vm_fd);
+/* The routes of the interrupt lines, before any MSI: at most `max` entries; returns how many. */
+unsigned arch_irq_routes(struct kvm_irq_routing_entry *entries, unsigned max);
+/* The first GSI free for MSI routes. */
+#define ARCH_MAX_LINES 64
+
+/* What a vCPU is at power-on: CPUID and the like for vCPU `index` of `count`; remembers the state in
+ * which KVM made it. *out is owned by the caller. */
+int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned index,
+                     unsigned count);
+void arch_vcpu_destroy(struct arch_vcpu *acpu);
+/* Back to power-on state. On the vCPU's own thread or while it is parked. */
+int arch_vcpu_reset(struct arch_vcpu *acpu);
+
+/* Emulates one exit that is the architecture's own (KVM_EXIT_IO on x86). 0 when done, -ENOSYS when
+ * it knows none such. vCPU thread, device lock not held. */
+int arch_vcpu_exit(struct vcpu *vcpu, struct kvm_run *run);
+/* The instruction pointer, for messages about a crash; 0 when it cannot be had. */
+uint64_t arch_vcpu_ip(int vcpu_fd);
+
+#endif

@@ -1,0 +1,205 @@
+/*
+ * A KVM virtual machine: /dev/kvm, the VM's descriptor, its memory slots.
+ *
+ * Does not run vCPUs (vcpu.c) and does not route interrupts (kvm_intc.c). Owned by the event loop's
+ * thread. Text: the kernel's Documentation/virt/kvm/api.rst.
+ */
+#include "vmm/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "vmm/arch.h"
+#include "vmm/kvm_intc.h"
+#include "vmm/memory.h"
+#include "vmm/util/log.h"
+
+#define KVM_DEVICE "/dev/kvm"
+
+struct vm {
+    int kvm_fd; /* owns */
+    int fd;     /* owns */
+    unsigned max_vcpus;
+    struct arch_vm *arch;   /* owns */
+    struct kvm_intc *kintc; /* owns */
+};
+
+static void explain_open_failure(int err)
+{
+    if (err == ENOENT || err == ENXIO || err == ENODEV)
+        log_error("cannot run guests: " KVM_DEVICE " is not there (%s); load the kvm_intel or "
+                  "kvm_amd module, or switch virtualisation on in the firmware; `ferry doctor` "
+                  "tells more", strerror(err));
+    else if (err == EACCES || err == EPERM)
+        log_error("cannot run guests: no right to open " KVM_DEVICE " (%s); join the group that "
+                  "owns it (often kvm): usermod -aG kvm USER, then log in again", strerror(err));
+    else
+        log_error("cannot run guests: " KVM_DEVICE ": %s", strerror(err));
+}
+
+int kvm_open(void)
+{
+    int version, fd = open(KVM_DEVICE, O_RDWR | O_CLOEXEC);
+
+    if (fd < 0) {
+        int err = errno;
+        explain_open_failure(err);
+        return -err;
+    }
+    version = ioctl(fd, KVM_GET_API_VERSION, 0);
+    if (version != KVM_API_VERSION) {
+        log_error("cannot run guests: " KVM_DEVICE " speaks API version %d, expected %d", version,
+                  KVM_API_VERSION);
+        close(fd);
+        return -ENOTSUP;
+    }
+    return fd;
+}
+
+int kvm_capability(int fd, int capability)
+{
+    int r = ioctl(fd, KVM_CHECK_EXTENSION, capability);
+
+    return r < 0 ? 0 : r;
+}
+
+static int check_capabilities(int kvm_fd)
+{
+    for (const struct arch_required_cap *c = arch_required_caps; c->name; c++) {
+        if (kvm_capability(kvm_fd, c->capability) > 0)
+            continue;
+        log_error("cannot run guests: the host's KVM lacks %s; a newer kernel has it", c->name);
+        return -ENOTSUP;
+    }
+    return 0;
+}
+
+static int register_memory(struct vm *vm, const struct guest_memory *mem)
+{
+    const struct memory_region *regions;
+    unsigned n = memory_regions(mem, &regions);
+
+    for (unsigned i = 0; i < n; i++) {
+        struct kvm_userspace_memory_region slot = {
+            .slot = i,
+            .guest_phys_addr = regions[i].base,
+            .memory_size = regions[i].size,
+            .userspace_addr = (uintptr_t)regions[i].host,
+        };
+        if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &slot) < 0) {
+            int err = -errno;
+            log_error("memory: KVM refuses %llu MiB at %#llx: %s",
+                      (unsigned long long)(slot.memory_size / MIB),
+                      (unsigned long long)slot.guest_phys_addr, strerror(-err));
+            return err;
+        }
+    }
+    return 0;
+}
+
+static int create_vm_fd(struct vm *vm)
+{
+    /* A signal that is pending may interrupt the creation: try again, as api.rst §4.2 allows. */
+    do
+        vm->fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
+    while (vm->fd < 0 && errno == EINTR);
+    if (vm->fd < 0) {
+        int err = -errno;
+        log_error("cannot run guests: KVM_CREATE_VM: %s", strerror(-err));
+        return err;
+    }
+    (void)fcntl(vm->fd, F_SETFD, FD_CLOEXEC);
+    return 0;
+}
+
+static unsigned max_vcpus(int kvm_fd)
+{
+    int n = kvm_capability(kvm_fd, KVM_CAP_MAX_VCPUS);
+
+    if (n <= 0)
+        n = kvm_capability(kvm_fd, KVM_CAP_NR_VCPUS);
+    return n > 0 ? (unsigned)n : 4; /* api.rst: 4 when neither is known */
+}
+
+int vm_create(struct vm **out, struct guest_memory *mem)
+{
+    struct vm *vm = calloc(1, sizeof(*vm));
+    int err;
+
+    if (!vm)
+        return -ENOMEM;
+    vm->fd = -1;
+    vm->kvm_fd = err = kvm_open();
+    if (err < 0)
+        goto fail;
+    err = check_capabilities(vm->kvm_fd);
+    if (err)
+        goto fail;
+    err = create_vm_fd(vm);
+    if (err)
+        goto fail;
+    vm->max_vcpus = max_vcpus(vm->kvm_fd);
+    err = register_memory(vm, mem);
+    if (err)
+        goto fail;
+    err = arch_vm_create(&vm->arch, vm->kvm_fd, vm->fd);
+    if (err)
+        goto fail;
+    err = kvm_intc_create(&vm->kintc, vm->fd,
+                          (unsigned)kvm_capability(vm->kvm_fd, KVM_CAP_IRQ_ROUTING));
+    if (err)
+        goto fail;
+    *out = vm;
+    return 0;
+fail:
+    vm_destroy(vm);
+    return err;
+}
+
+void vm_destroy(struct vm *vm)
+{
+    if (!vm)
+        return;
+    kvm_intc_destroy(vm->kintc);
+    arch_vm_destroy(vm->arch);
+    if (vm->fd >= 0)
+        close(vm->fd);
+    if (vm->kvm_fd >= 0)
+        close(vm->kvm_fd);
+    free(vm);
+}
+
+int vm_fd(const struct vm *vm)
+{
+    return vm->fd;
+}
+
+int vm_kvm_fd(const struct vm *vm)
+{
+    return vm->kvm_fd;
+}
+
+unsigned vm_max_vcpus(const struct vm *vm)
+{
+    return vm->max_vcpus;
+}
+
+struct intc *vm_intc(struct vm *vm)
+{
+    return kvm_intc_lines(vm->kintc);
+}
+
+struct doorbells *vm_doorbells(struct vm *vm)
+{
+    return kvm_intc_doorbells(vm->kintc);
+}
+
+int vm_reset(struct vm *vm)
+{
+    return arch_vm_reset(vm->arch, vm->fd);
+}

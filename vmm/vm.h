@@ -1,0 +1,45 @@
+/*
+ * A KVM virtual machine: its descriptor, memory slots, interrupt routes and doorbells.
+ *
+ * Threads: created and destroyed on the event loop's thread. The intc and doorbells it offers are
+ * called under the device lock (see vmm/intc.h, vmm/device.h).
+ */
+#ifndef FERRY_VM_H
+#define FERRY_VM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct guest_memory;
+struct intc;
+struct doorbells;
+
+struct vm;
+
+/*
+ * Opens /dev/kvm and checks the API version. A descriptor owned by the caller, or, logged with what
+ * to try: -ENOENT (no KVM), -EACCES (no right), -ENOTSUP (another API), of open(2).
+ */
+int kvm_open(void);
+
+/* KVM_CHECK_EXTENSION on a descriptor of kvm_open() or of a VM; 0 when absent. */
+int kvm_capability(int fd, int capability);
+
+/*
+ * A VM with interrupt controller and the memory registered; no vCPUs. mem is borrowed for the VM's
+ * life. Logged errors: those of kvm_open(), -ENOTSUP (a capability is missing, named), of KVM.
+ */
+int vm_create(struct vm **out, struct guest_memory *mem);
+/* After every vCPU was destroyed and every MSI freed. */
+void vm_destroy(struct vm *vm);
+
+int vm_fd(const struct vm *vm);     /* borrowed */
+int vm_kvm_fd(const struct vm *vm); /* borrowed: of /dev/kvm */
+unsigned vm_max_vcpus(const struct vm *vm);
+struct intc *vm_intc(struct vm *vm);
+struct doorbells *vm_doorbells(struct vm *vm);
+
+/* The interrupt controllers back to the state in which they were created. vCPUs are parked. */
+int vm_reset(struct vm *vm);
+
+#endif

@@ -1,0 +1,140 @@
+/*
+ * The x86 side of a VM: interrupt controllers (8259 pair, IOAPIC, PIT) in KVM, and their reset.
+ *
+ * Owned by the event loop's thread. Text: the kernel's Documentation/virt/kvm/api.rst.
+ */
+#include <errno.h>
+#include <linux/kvm.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "vmm/arch.h"
+#include "vmm/util/log.h"
+#include "vmm/x86/platform.h"
+
+#define N_CHIPS 3 /* KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE, _IOAPIC */
+#define PIC_LINES 16
+#define CHIP_LINES 8 /* of one 8259 */
+
+/* What KVM made, for resets. */
+struct arch_vm {
+    struct kvm_irqchip chips[N_CHIPS];
+    struct kvm_pit_state2 pit;
+};
+
+const struct arch_required_cap arch_required_caps[] = {
+    {KVM_CAP_USER_MEMORY, "user memory (KVM_CAP_USER_MEMORY)"},
+    {KVM_CAP_IRQCHIP, "interrupt controllers (KVM_CAP_IRQCHIP)"},
+    {KVM_CAP_PIT2, "a timer (KVM_CAP_PIT2)"},
+    {KVM_CAP_IRQ_ROUTING, "interrupt routing (KVM_CAP_IRQ_ROUTING)"},
+    {KVM_CAP_IRQFD, "interrupts by eventfd (KVM_CAP_IRQFD)"},
+    {KVM_CAP_IOEVENTFD, "notifications by eventfd (KVM_CAP_IOEVENTFD)"},
+    {KVM_CAP_IMMEDIATE_EXIT, "immediate exits (KVM_CAP_IMMEDIATE_EXIT)"},
+    {KVM_CAP_EXT_CPUID, "CPUID control (KVM_CAP_EXT_CPUID)"},
+    {KVM_CAP_MP_STATE, "processor start-up state (KVM_CAP_MP_STATE)"},
+    {KVM_CAP_VCPU_EVENTS, "vCPU event state (KVM_CAP_VCPU_EVENTS)"},
+    {KVM_CAP_XCRS, "extended control registers (KVM_CAP_XCRS)"},
+    {KVM_CAP_DEBUGREGS, "debug registers (KVM_CAP_DEBUGREGS)"},
+    {0, NULL},
+};
+
+static int fail(const char *what)
+{
+    int err = -errno;
+
+    log_error("cannot set up the VM: %s: %s", what, strerror(-err));
+    return err;
+}
+
+static int create_chips(int kvm_fd, int vm_fd)
+{
+    struct kvm_pit_config pit = {0};
+    uint64_t identity_map = PLATFORM_KVM_IDENTITY_MAP;
+    struct kvm_enable_cap x2apic = {
+        .cap = KVM_CAP_X2APIC_API,
+        .args = {KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK},
+    };
+
+    if (ioctl(vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) < 0)
+        return fail("KVM_SET_IDENTITY_MAP_ADDR");
+    if (ioctl(vm_fd, KVM_SET_TSS_ADDR, PLATFORM_KVM_TSS) < 0)
+        return fail("KVM_SET_TSS_ADDR");
+    if (ioctl(vm_fd, KVM_CREATE_IRQCHIP, 0) < 0)
+        return fail("KVM_CREATE_IRQCHIP");
+    if (ioctl(vm_fd, KVM_CREATE_PIT2, &pit) < 0)
+        return fail("KVM_CREATE_PIT2");
+    /* Without it, APIC ids end at 254: KVM then refuses more vCPUs by itself. */
+    if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_X2APIC_API) > 0 &&
+        ioctl(vm_fd, KVM_ENABLE_CAP, &x2apic) < 0)
+        return fail("KVM_CAP_X2APIC_API");
+    return 0;
+}
+
+int arch_vm_create(struct arch_vm **out, int kvm_fd, int vm_fd)
+{
+    struct arch_vm *avm;
+    int err = create_chips(kvm_fd, vm_fd);
+
+    if (err)
+        return err;
+    avm = calloc(1, sizeof(*avm));
+    if (!avm)
+        return -ENOMEM;
+    for (unsigned i = 0; i < N_CHIPS; i++) {
+        avm->chips[i].chip_id = i;
+        if (ioctl(vm_fd, KVM_GET_IRQCHIP, &avm->chips[i]) < 0) {
+            err = fail("KVM_GET_IRQCHIP");
+            goto free_avm;
+        }
+    }
+    if (ioctl(vm_fd, KVM_GET_PIT2, &avm->pit) < 0) {
+        err = fail("KVM_GET_PIT2");
+        goto free_avm;
+    }
+    *out = avm;
+    return 0;
+free_avm:
+    free(avm);
+    return err;
+}
+
+void arch_vm_destroy(struct arch_vm *avm)
+{
+    free(avm);
+}
+
+int arch_vm_reset(struct arch_vm *avm, int vm_fd)
+{
+    for (unsigned i = 0; i < N_CHIPS; i++)
+        if (ioctl(vm_fd, KVM_SET_IRQCHIP, &avm->chips[i]) < 0)
+            return fail("KVM_SET_IRQCHIP");
+    if (ioctl(vm_fd, KVM_SET_PIT2, &avm->pit) < 0)
+        return fail("KVM_SET_PIT2");
+    return 0;
+}
+
+static struct kvm_irq_routing_entry chip_route(unsigned gsi, unsigned chip, unsigned pin)
+{
+    return (struct kvm_irq_routing_entry){
+        .gsi = gsi,
+        .type = KVM_IRQ_ROUTING_IRQCHIP,
+        .u.irqchip = {.irqchip = chip, .pin = pin},
+    };
+}
+
+/* The routes KVM starts with, which stay in force until the first MSI: GSI n is IOAPIC pin n, and
+ * below 16 a line of the 8259 pair as well. The MADT therefore has no interrupt source override. */
+unsigned arch_irq_routes(struct kvm_irq_routing_entry *entries, unsigned max)
+{
+    unsigned n = 0;
+
+    for (unsigned gsi = 0; gsi < PLATFORM_IOAPIC_PINS && n + 2 <= max; gsi++) {
+        if (gsi < PIC_LINES)
+            entries[n++] = chip_route(gsi, gsi < CHIP_LINES ? KVM_IRQCHIP_PIC_MASTER
+                                                            : KVM_IRQCHIP_PIC_SLAVE,
+                                      gsi % CHIP_LINES);
+        entries[n++] = chip_route(gsi, KVM_IRQCHIP_IOAPIC, gsi);
+    }
+    return n;
+}
