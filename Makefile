@@ -48,7 +48,7 @@ $(BUILD)/ferry: $(BUILD)/obj/vmm/main.o $(BUILD)/libferry.a
 
 $(BUILD)/libferry.a: $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcsD $@ $^
+	$(AR) qcsD $@ $^
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
