@@ -34,7 +34,9 @@ struct state_field {
     uint32_t count;               /* elements: 1, or an array's length */
     uint32_t stride;              /* bytes from one element to the next */
     const struct state_desc *sub; /* STATE_STRUCT only */
-    uint16_t since;               /* first version that has the field; older records leave it 0 */
+    /* First version of the record that has the field; older records leave it 0. In a sub's fields
+     * the version meant is that of the record which holds it. */
+    uint16_t since;
 };
 
 struct state_desc {
