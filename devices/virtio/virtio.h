@@ -29,14 +29,16 @@ struct virtio_device;
 struct virtio_class {
     const char *name;   /* "virtio-blk" */
     uint16_t device_id; /* §5 */
-    /* The class's own features; virtio.c adds VERSION_1, EVENT_IDX, INDIRECT_DESC. */
+    /* The class's own features, constant from virtio_attach() on; virtio.c adds VERSION_1,
+     * EVENT_IDX, INDIRECT_DESC. May be NULL: none. */
     uint64_t (*features)(struct virtio_device *vdev);
     /* Device configuration (§2.5), `offset + size` within config_size; little-endian bytes.
-     * write may be NULL: read-only. */
+     * Both may be NULL: no space, read-only. */
     size_t config_size;
     void (*config_read)(struct virtio_device *vdev, size_t offset, void *to, size_t size);
     void (*config_write)(struct virtio_device *vdev, size_t offset, const void *from, size_t size);
-    /* DRIVER_OK was set: features are final, queues enabled so far are usable. May be NULL. */
+    /* DRIVER_OK was set: features are final, queues enabled so far are usable. Also called when a
+     * state with DRIVER_OK was loaded, before the class's own state is set. May be NULL. */
     void (*start)(struct virtio_device *vdev);
     /* Loop thread: the driver kicked queue `index`, or the device was resumed. The queue is enabled
      * and the device is neither broken nor paused. */
@@ -51,7 +53,8 @@ struct virtio_class {
     void (*pause)(struct virtio_device *vdev);      /* may be NULL */
     bool (*busy)(const struct virtio_device *vdev); /* may be NULL: never */
     void (*resume)(struct virtio_device *vdev);     /* may be NULL; queues get kicked after it */
-    /* Fills one state_part for what the class itself keeps; false when it keeps nothing. */
+    /* Fills one state_part for what the class itself keeps; false when it keeps nothing. Set runs
+     * last. May be NULL: nothing. */
     bool (*state)(struct virtio_device *vdev, struct state_part *part);
     /* Frees the class's struct (which embeds the virtio_device). */
     void (*destroy)(struct virtio_device *vdev);
@@ -83,9 +86,11 @@ struct virtio_device {
     unsigned n_queues;
     struct virtqueue *queues;     /* owns */
     uint8_t status;
-    uint64_t offered;             /* features */
-    uint64_t negotiated;          /* what the driver chose; final with FEATURES_OK */
+    uint64_t offered;             /* features; see virtio_offered() */
+    uint64_t negotiated;          /* what the driver chose; final with FEATURES_OK, 0 before */
+    uint64_t driver_features;     /* what it wrote so far */
     uint32_t config_generation;
+    uint16_t config_msix_vector;  /* kept here for the transport; VIRTIO_MSI_NO_VECTOR: none */
     /* Counts resets. A request in flight remembers it, and is dropped when it differs. */
     uint32_t generation;
     bool paused;
@@ -107,7 +112,7 @@ static inline bool virtio_has(const struct virtio_device *vdev, unsigned feature
     return vdev->negotiated >> feature_bit & 1;
 }
 
-/* Interrupts the driver if it wants to hear of what was pushed. */
+/* Interrupts the driver if it wants to hear of what was pushed. Call once after a batch. */
 void virtio_queue_notify(struct virtio_device *vdev, struct virtqueue *vq);
 /* The configuration space changed: raises its generation, interrupts (§2.5, §4.1.4.3.1). */
 void virtio_config_changed(struct virtio_device *vdev);
@@ -119,6 +124,18 @@ bool virtio_device_live(const struct virtio_device *vdev);
 
 /* ---- for transports ---- */
 
+/* Called once, before the guest runs. `transport` is borrowed, and passed to ops. */
+void virtio_attach(struct virtio_device *vdev, const struct virtio_transport_ops *ops,
+                   void *transport);
+
+/* The class's features and those of the engine; refreshes vdev->offered. */
+uint64_t virtio_offered(struct virtio_device *vdev);
+
+/*
+ * The driver writes the status (§2.1): 0 resets; bits only add up; FEATURES_OK is refused, and then
+ * reads as 0, when the driver chose what is not offered or left VERSION_1 out (§2.2.2, §6.2);
+ * DRIVER_OK is refused without FEATURES_OK. Reading gives non-zero while a reset lasts.
+ */
 void virtio_set_status(struct virtio_device *vdev, uint8_t status);
 uint8_t virtio_get_status(const struct virtio_device *vdev);
 void virtio_set_driver_features(struct virtio_device *vdev, unsigned word, uint32_t bits);
@@ -127,6 +144,14 @@ void virtio_queue_enable(struct virtio_device *vdev, unsigned index);
 /* Loop thread: a kick arrived. Checks that the queue is live, then class->kicked(). */
 void virtio_queue_kicked(struct virtio_device *vdev, unsigned index);
 void virtio_reset(struct virtio_device *vdev);
+
+/* Of struct device_ops, for the transport's own; resume kicks every queue that is live. */
+void virtio_pause(struct virtio_device *vdev);
+bool virtio_busy(const struct virtio_device *vdev);
+void virtio_resume(struct virtio_device *vdev);
+/* Fills up to two parts, the device's and the class's; returns how many. After set the queues are
+ * enabled as they were; the transport then sets up its own side. */
+unsigned virtio_state_parts(struct virtio_device *vdev, struct state_part *parts);
 
 /*
  * Puts a class on PCI: adds a function to the bus and returns the device that the machine then

@@ -45,6 +45,9 @@ struct virtqueue {
     const void *desc_table;
     const void *avail_ring;
     void *used_ring;
+    bool kicks_wanted;       /* by virtqueue_enable_kicks(); so from the start */
+    bool avail_event_valid;  /* our wish was written to the used ring since the queue was enabled, */
+    uint16_t avail_event;    /* ... and with the event index it was this */
 };
 
 /* One request: its readable pieces, then its writable ones, in iov[]; gpa[] runs beside it. */
@@ -69,11 +72,21 @@ void virtqueue_reset(struct virtqueue *vq);
  * that all three areas are RAM. -EINVAL otherwise, and the queue stays disabled.
  */
 int virtqueue_enable(struct virtqueue *vq, bool event_idx, bool indirect);
+/* The same tests on a state that is to be loaded and says `enabled`; changes nothing. 0, -EINVAL. */
+int virtqueue_check(const struct virtqueue *vq, const struct virtqueue_state *st);
 
-/* 1: *chain holds the next request; 0: none waits; -EINVAL: broken (vq->broken set). A chain longer
- * than its capacity is broken, too. The entry counts as taken. */
+/*
+ * 1: *chain holds the next request; 0: none waits, or the queue is not enabled; -EINVAL: broken
+ * (vq->broken set). A chain longer than its capacity is broken, too. The entry counts as taken.
+ * Pieces of no bytes are left out.
+ *
+ * When it gives 0 and notifications are not disabled, the driver's next request raises a kick: who
+ * pops until 0 misses none, with or without the event index, and needs no virtqueue_enable_kicks().
+ */
 int virtqueue_pop(struct virtqueue *vq, struct virtqueue_chain *chain);
-/* Puts the last popped, not yet pushed chain back (the frame did not fit yet). */
+/* Puts the last popped, not yet pushed chain back (the frame did not fit yet); may be called for
+ * several, the last first. After a pop that gave 0 the next kick means more requests than these:
+ * then do not call virtqueue_enable_kicks(), which asks for a kick from the first one on. */
 void virtqueue_unpop(struct virtqueue *vq);
 /* Whether a request waits, by one read of the avail index; never an error. */
 bool virtqueue_pending(struct virtqueue *vq);
@@ -92,18 +105,20 @@ void virtqueue_push_head(struct virtqueue *vq, uint16_t head, uint32_t written);
 void virtqueue_fill(struct virtqueue *vq, uint16_t head, uint32_t written, uint16_t ahead);
 void virtqueue_flush(struct virtqueue *vq, uint16_t count);
 
-/* After pushes: whether the driver wants an interrupt (§2.7.7.2, §2.7.10.1). */
+/* After pushes: whether the driver wants an interrupt (§2.7.7.2). False when nothing was pushed
+ * since the last question. */
 bool virtqueue_wants_interrupt(struct virtqueue *vq);
 
 /*
- * Suppresses or asks for notifications by the driver (§2.7.10.2, §2.7.7). enable returns true when
+ * Suppresses or asks for notifications by the driver (§2.7.10.2); asked for from the start. For
+ * who polls or knows better than the default at virtqueue_pop(). enable returns true when
  * requests arrived meanwhile: look again before sleeping.
  */
 void virtqueue_disable_kicks(struct virtqueue *vq);
 bool virtqueue_enable_kicks(struct virtqueue *vq);
 
 /* Copies between a chain's readable/writable pieces (from byte `offset`) and a buffer; returns
- * the bytes copied, fewer than asked at the chain's end. */
+ * the bytes copied, fewer than asked at the chain's end. Writing marks nothing dirty: the push does. */
 uint64_t virtqueue_read(const struct virtqueue_chain *chain, uint64_t offset, void *to,
                         uint64_t length);
 uint64_t virtqueue_write(const struct virtqueue_chain *chain, uint64_t offset, const void *from,
