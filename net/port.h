@@ -38,9 +38,14 @@ struct net_port_ops {
     /*
      * A frame arrives at this end from its peer. 0: taken (copied). -EAGAIN: no room; the peer
      * drops it, counts it, or holds it back until ready() is called on it. -EINVAL: malformed.
-     * Never blocks. The frame stays the caller's.
+     * Never blocks. The frame stays the caller's. Called with no lock held, so that it may take
+     * the device lock; and while it runs, it does not send on the same wire but for an answer
+     * whose receipt sends nothing.
      */
     int (*deliver)(struct net_port *port, const struct net_frame *frame);
+    /* The peer has, for now, delivered all that it had: time for what is worth doing once a batch,
+     * such as an interrupt. A receiver may count on it after each run of deliver(). May be NULL. */
+    void (*flush)(struct net_port *port);
     /* The peer, having refused a frame with -EAGAIN, has room again. May be NULL. */
     void (*ready)(struct net_port *port);
 };
@@ -61,8 +66,13 @@ struct net_port {
 void net_port_connect(struct net_port *a, struct net_port *b);
 void net_port_disconnect(struct net_port *port);
 
-/* Sends to the peer, counting. Result as deliver(); 0 and counted as dropped when unplugged. */
+/* Sends to the peer, counting. Result as deliver(); 0 and counted as dropped when unplugged. A frame
+ * refused with -EAGAIN is not counted: it is dropped or sent again as the caller likes. */
 int net_port_send(struct net_port *port, const struct net_frame *frame);
+/* Ends a run of net_port_send(). Not to be forgotten: the receiver may wait for it. */
+void net_port_flush(struct net_port *port);
+/* Counts a frame as dropped that was not sent, or was refused with -EAGAIN. */
+void net_port_drop(struct net_port *port);
 /* Tells the peer that this end has room again. */
 void net_port_ready(struct net_port *port);
 

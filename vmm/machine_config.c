@@ -7,7 +7,6 @@
  */
 #include "vmm/machine_config.h"
 
-#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stddef.h>
@@ -142,47 +141,15 @@ int machine_config_add_disk(struct machine_config *config, const char *text)
 
 /* ---- --net ---- */
 
-/* Reads "[ADDRESS:]PORT" of `length` bytes. *address stays as it is when there is none. */
-static int parse_endpoint(const char *text, size_t length, struct in_addr *address, uint16_t *port)
-{
-    static const struct option_key port_key = {.min = 1, .max = UINT16_MAX};
-    char copy[sizeof("255.255.255.255:65535")];
-    char *digits = copy, *colon;
-    unsigned number;
-
-    if (length >= sizeof(copy))
-        return -EINVAL;
-    memcpy(copy, text, length);
-    copy[length] = '\0';
-    colon = strchr(copy, ':');
-    if (colon) {
-        *colon = '\0';
-        digits = colon + 1;
-        if (*copy != '\0' && inet_pton(AF_INET, copy, address) != 1)
-            return -EINVAL;
-    }
-    if (option_parse_number(&port_key, digits, &number) < 0)
-        return -EINVAL;
-    *port = (uint16_t)number;
-    return 0;
-}
-
-/* "tcp:127.0.0.1:2222-:22" */
 static int parse_forward(const struct option_key *key, const char *text, void *field)
 {
     struct net_options *net = field;
-    struct net_forward forward = {.host_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    const char *host = text + strlen("tcp:"), *dash = strchr(text, '-');
+    struct net_forward forward;
+    int error = net_forward_parse(&forward, text);
 
     (void)key;
-    if (strncmp(text, "udp:", 4) == 0)
-        forward.udp = true;
-    else if (strncmp(text, "tcp:", 4) != 0)
-        return -EINVAL;
-    if (!dash || dash < host ||
-        parse_endpoint(host, (size_t)(dash - host), &forward.host_addr, &forward.host_port) < 0 ||
-        parse_endpoint(dash + 1, strlen(dash + 1), &forward.guest_addr, &forward.guest_port) < 0)
-        return -EINVAL;
+    if (error < 0)
+        return error;
     if (net->n_forwards == MACHINE_MAX_FORWARDS)
         return -ENOSPC;
     net->forwards[net->n_forwards++] = forward;
@@ -200,7 +167,7 @@ static const struct option_key net_keys[] = {
      .required = true},
     {.name = "forward",
      .parse = parse_forward,
-     .expects = "tcp|udp:[HOSTADDR:]HOSTPORT-[GUESTADDR:]PORT",
+     .expects = NET_FORWARD_EXPECTS,
      .repeatable = true},
     {.name = "mac",
      .parse = option_parse_mac,

@@ -7,11 +7,11 @@
 #ifndef FERRY_MACHINE_CONFIG_H
 #define FERRY_MACHINE_CONFIG_H
 
-#include <netinet/in.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "firmware/kernel.h"
+#include "net/forward.h"
 #include "vmm/util/options.h"
 
 /* A NIC takes a PCI slot, as does a disk; bus 0 has 32. */
@@ -32,15 +32,6 @@ struct disk_options {
     bool readonly;
     bool direct;  /* O_DIRECT: past the host's page cache */
     char *serial; /* NULL: none given; at most 20 bytes (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID) */
-};
-
-/* A port of the host that leads into the guest. Addresses in network byte order, ports in host's. */
-struct net_forward {
-    bool udp;
-    struct in_addr host_addr;  /* 127.0.0.1 when none was given */
-    uint16_t host_port;        /* 1..65535 */
-    struct in_addr guest_addr; /* INADDR_ANY: the address that DHCP hands to the guest */
-    uint16_t guest_port;       /* 1..65535 */
 };
 
 enum net_kind { NET_NAT };
