@@ -1,0 +1,143 @@
+/* Guest memory: translation at every edge, copies, our own dirty bitmap. Needs no KVM. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+
+#include "vmm/memory.h"
+
+#define SMALL (8 * MIB)
+#define HOLE_BASE (4 * MIB)
+#define HOLE_END (16 * MIB)
+
+static struct guest_memory *mem;
+
+static void make(void)
+{
+    const struct memory_config config = {
+        .size = SMALL, .hole_base = HOLE_BASE, .hole_end = HOLE_END};
+
+    cr_assert_eq(memory_create(&mem, &config), 0);
+}
+
+static void unmake(void)
+{
+    memory_destroy(mem);
+}
+
+TestSuite(memory, .init = make, .fini = unmake);
+
+Test(memory, lies_below_the_hole_and_goes_on_after_it)
+{
+    const struct memory_region *r;
+
+    cr_assert_eq(memory_regions(mem, &r), 2);
+    cr_assert_eq(r[0].base, 0);
+    cr_assert_eq(r[0].size, HOLE_BASE);
+    cr_assert_eq(r[1].base, HOLE_END);
+    cr_assert_eq(r[1].size, SMALL - HOLE_BASE);
+    cr_assert_eq(r[1].file_offset, HOLE_BASE);
+}
+
+Test(memory, translates_up_to_the_last_byte_of_a_region)
+{
+    cr_assert_not_null(memory_at(mem, HOLE_BASE - 1, 1));
+    cr_assert_not_null(memory_at(mem, 0, HOLE_BASE));
+    cr_assert_null(memory_at(mem, HOLE_BASE - 1, 2));
+    cr_assert_null(memory_at(mem, HOLE_BASE, 1));
+    cr_assert_null(memory_at(mem, HOLE_BASE, 0));
+    cr_assert_null(memory_at(mem, HOLE_END - 1, 1));
+    cr_assert_not_null(memory_at(mem, HOLE_END, SMALL - HOLE_BASE));
+    cr_assert_null(memory_at(mem, HOLE_END, SMALL - HOLE_BASE + 1));
+}
+
+Test(memory, refuses_ranges_that_wrap)
+{
+    cr_assert_null(memory_at(mem, UINT64_MAX, 2));
+    cr_assert_null(memory_at(mem, 4096, UINT64_MAX));
+    cr_assert_null(memory_at(mem, 4096, UINT64_MAX - 4095));
+    cr_assert_null(memory_at(mem, UINT64_MAX - 4095, 4096));
+}
+
+Test(memory, copies_nothing_when_a_part_is_no_ram)
+{
+    char pattern[16], back[16] = {0};
+
+    memset(pattern, 0x5A, sizeof(pattern));
+    cr_assert_eq(memory_write(mem, HOLE_BASE - 8, pattern, sizeof(pattern)), -EFAULT);
+    cr_assert_eq(memory_read(mem, HOLE_BASE - 8, back, 8), 0);
+    for (int i = 0; i < 8; i++)
+        cr_expect_eq(back[i], 0);
+    cr_assert_eq(memory_read(mem, HOLE_END - 1, back, 2), -EFAULT);
+    cr_assert_eq(memory_fill(mem, HOLE_END - 1, 1, 2), -EFAULT);
+}
+
+Test(memory, gives_back_what_was_written)
+{
+    const char text[] = "across the water";
+    char back[sizeof(text)];
+
+    cr_assert_eq(memory_write(mem, HOLE_END + 4090, text, sizeof(text)), 0);
+    cr_assert_eq(memory_read(mem, HOLE_END + 4090, back, sizeof(back)), 0);
+    cr_assert_str_eq(back, text);
+}
+
+Test(memory, marks_each_page_a_write_touches_once_tracking_is_on)
+{
+    uint64_t low[HOLE_BASE / 4096 / 64] = {0};
+    uint64_t high[(SMALL - HOLE_BASE) / 4096 / 64] = {0};
+    char bytes[8192] = {0};
+
+    cr_assert_eq(memory_write(mem, 0, bytes, 1), 0);
+    cr_assert_eq(memory_dirty_start(mem), 0);
+    cr_assert_eq(memory_write(mem, 4095, bytes, 2), 0);
+    cr_assert_eq(memory_write(mem, 64 * 4096, bytes, 8192), 0);
+    cr_assert_eq(memory_fill(mem, HOLE_END + 4096, 7, 1), 0);
+    memory_dirty_harvest(mem, 0, low);
+    memory_dirty_harvest(mem, 1, high);
+    cr_expect_eq(low[0], 3);
+    cr_expect_eq(low[1], 3);
+    cr_expect_eq(high[0], 2);
+    memset(low, 0, sizeof(low));
+    memory_dirty_harvest(mem, 0, low);
+    cr_expect_eq(low[0], 0, "a harvest clears");
+    memory_dirty_stop(mem);
+    cr_assert_eq(memory_write(mem, 0, bytes, 1), 0);
+    memory_dirty_harvest(mem, 0, low);
+    cr_expect_eq(low[0], 0, "nothing is marked after the stop");
+}
+
+Test(memory, reads_as_zero_after_clearing)
+{
+    uint8_t byte = 1;
+
+    cr_assert_eq(memory_fill(mem, 0, 0xFF, 8192), 0);
+    cr_assert_eq(memory_clear(mem), 0);
+    cr_assert_eq(memory_read(mem, 4096, &byte, 1), 0);
+    cr_assert_eq(byte, 0);
+}
+
+Test(memory_config, refuses_sizes_that_are_no_whole_pages)
+{
+    struct guest_memory *none = NULL;
+    struct memory_config config = {.size = 0};
+
+    cr_assert_eq(memory_create(&none, &config), -EINVAL);
+    config.size = MIB + 1;
+    cr_assert_eq(memory_create(&none, &config), -EINVAL);
+    config = (struct memory_config){.size = 3 * MIB, .hugepage = 2 * MIB};
+    cr_assert_eq(memory_create(&none, &config), -EINVAL);
+    config = (struct memory_config){.size = MIB, .hole_base = 8192, .hole_end = 4096};
+    cr_assert_eq(memory_create(&none, &config), -EINVAL);
+    cr_assert_null(none);
+}
+
+Test(memory_config, has_one_region_when_all_fits_below_the_hole)
+{
+    struct memory_config config = {.size = 2 * MIB, .hole_base = 2 * MIB, .hole_end = 4 * MIB};
+    const struct memory_region *r;
+
+    cr_assert_eq(memory_create(&mem, &config), 0);
+    cr_assert_eq(memory_regions(mem, &r), 1);
+    cr_assert_eq(r[0].size, 2 * MIB);
+    memory_destroy(mem);
+}
