@@ -15,13 +15,15 @@ struct arch_vm;
 struct arch_vcpu;
 struct vcpu;
 
-/* A capability the VMM cannot do without. */
-struct arch_required_cap {
+/* A capability of KVM that the VMM uses. */
+struct arch_cap {
     int capability;
-    const char *name;
+    const char *name; /* "KVM_CAP_IRQCHIP" */
+    const char *use;  /* what it gives a guest */
+    const char *loss; /* what happens without it; NULL: guests cannot run */
 };
 /* Ends with a NULL name. */
-extern const struct arch_required_cap arch_required_caps[];
+extern const struct arch_cap arch_caps[];
 
 /* Interrupt controllers and whatever else must exist before the first vCPU. Keeps what
  * arch_vm_reset() needs. *out is owned by the caller. */

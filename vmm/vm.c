@@ -70,10 +70,11 @@ int kvm_capability(int fd, int capability)
 
 static int check_capabilities(int kvm_fd)
 {
-    for (const struct arch_required_cap *c = arch_required_caps; c->name; c++) {
-        if (kvm_capability(kvm_fd, c->capability) > 0)
+    for (const struct arch_cap *c = arch_caps; c->name; c++) {
+        if (c->loss || kvm_capability(kvm_fd, c->capability) > 0)
             continue;
-        log_error("cannot run guests: the host's KVM lacks %s; a newer kernel has it", c->name);
+        log_error("cannot run guests: the host's KVM lacks %s (%s); a newer kernel has it", c->use,
+                  c->name);
         return -ENOTSUP;
     }
     return 0;
@@ -117,7 +118,7 @@ static int create_vm_fd(struct vm *vm)
     return 0;
 }
 
-static unsigned max_vcpus(int kvm_fd)
+unsigned kvm_max_vcpus(int kvm_fd)
 {
     int n = kvm_capability(kvm_fd, KVM_CAP_MAX_VCPUS);
 
@@ -143,7 +144,7 @@ int vm_create(struct vm **out, struct guest_memory *mem)
     err = create_vm_fd(vm);
     if (err)
         goto fail;
-    vm->max_vcpus = max_vcpus(vm->kvm_fd);
+    vm->max_vcpus = kvm_max_vcpus(vm->kvm_fd);
     err = register_memory(vm, mem);
     if (err)
         goto fail;

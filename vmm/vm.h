@@ -25,6 +25,9 @@ int kvm_open(void);
 /* KVM_CHECK_EXTENSION on a descriptor of kvm_open() or of a VM; 0 when absent. */
 int kvm_capability(int fd, int capability);
 
+/* How many vCPUs a guest can have. */
+unsigned kvm_max_vcpus(int kvm_fd);
+
 /*
  * A VM with interrupt controller and the memory registered; no vCPUs. mem is borrowed for the VM's
  * life. Logged errors: those of kvm_open(), -ENOTSUP (a capability is missing, named), of KVM.

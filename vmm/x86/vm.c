@@ -23,21 +23,28 @@ struct arch_vm {
     struct kvm_pit_state2 pit;
 };
 
-const struct arch_required_cap arch_required_caps[] = {
-    {KVM_CAP_USER_MEMORY, "user memory (KVM_CAP_USER_MEMORY)"},
-    {KVM_CAP_IRQCHIP, "interrupt controllers (KVM_CAP_IRQCHIP)"},
-    {KVM_CAP_PIT2, "a timer (KVM_CAP_PIT2)"},
-    {KVM_CAP_IRQ_ROUTING, "interrupt routing (KVM_CAP_IRQ_ROUTING)"},
-    {KVM_CAP_IRQFD, "interrupts by eventfd (KVM_CAP_IRQFD)"},
-    {KVM_CAP_IOEVENTFD, "notifications by eventfd (KVM_CAP_IOEVENTFD)"},
-    {KVM_CAP_IMMEDIATE_EXIT, "immediate exits (KVM_CAP_IMMEDIATE_EXIT)"},
-    {KVM_CAP_EXT_CPUID, "CPUID control (KVM_CAP_EXT_CPUID)"},
-    {KVM_CAP_MP_STATE, "processor start-up state (KVM_CAP_MP_STATE)"},
-    {KVM_CAP_VCPU_EVENTS, "vCPU event state (KVM_CAP_VCPU_EVENTS)"},
-    {KVM_CAP_XCRS, "extended control registers (KVM_CAP_XCRS)"},
-    {KVM_CAP_DEBUGREGS, "debug registers (KVM_CAP_DEBUGREGS)"},
-    {0, NULL},
+/* clang-format off */
+#define CAP(name) KVM_CAP_##name, "KVM_CAP_" #name
+const struct arch_cap arch_caps[] = {
+    {CAP(USER_MEMORY), "memory", NULL},
+    {CAP(IRQCHIP), "interrupt controllers", NULL},
+    {CAP(PIT2), "a timer", NULL},
+    {CAP(IRQ_ROUTING), "interrupt routing", NULL},
+    {CAP(IRQFD), "interrupts by eventfd", NULL},
+    {CAP(IOEVENTFD), "notifications by eventfd", NULL},
+    {CAP(IMMEDIATE_EXIT), "immediate exits", NULL},
+    {CAP(EXT_CPUID), "control of CPUID", NULL},
+    {CAP(MP_STATE), "processor start-up state", NULL},
+    {CAP(VCPU_EVENTS), "the state of exceptions and interrupts", NULL},
+    {CAP(XCRS), "extended control registers", NULL},
+    {CAP(DEBUGREGS), "debug registers", NULL},
+    {CAP(X2APIC_API), "interrupts for CPUs from 256 on", "guests have at most 255 CPUs"},
+    {CAP(TSC_DEADLINE_TIMER), "timer interrupts by TSC deadline",
+     "guests use the local APIC's slower timer"},
+    {0},
 };
+#undef CAP
+/* clang-format on */
 
 static int fail(const char *what)
 {

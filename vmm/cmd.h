@@ -1,0 +1,55 @@
+/*
+ * Commands: `ferry run`, `ferry doctor`; their options, help pages and exit statuses.
+ *
+ * Each command is a struct command with a table of options, from which the parsing, the messages
+ * and the help page are made. Part of the composition root. Main thread.
+ */
+#ifndef FERRY_CMD_H
+#define FERRY_CMD_H
+
+#include <stdbool.h>
+
+#include "vmm/util/options.h"
+
+/* What the process ends with. Documented in ferry(1) and in README.md; never renumbered. */
+enum exit_status {
+    STATUS_OK = 0,       /* the guest powered off; the command did what was asked */
+    STATUS_FAILED = 1,   /* something went wrong inside Ferry or on the host */
+    STATUS_USAGE = 2,    /* an option or a file is wrong */
+    STATUS_HOST = 3,     /* this host cannot run guests */
+    STATUS_CRASHED = 4,  /* the guest crashed: triple fault, panic device, error inside KVM */
+    STATUS_SIGNAL = 128, /* plus the signal's number: the guest did not power off when told to */
+};
+
+struct cmd_option {
+    char letter;           /* short form, or 0 */
+    const char *arg;       /* what its value is called; NULL: a flag, read as if "on" was given */
+    const char *fallback;  /* the default, for the help page */
+    const char *help;      /* one line or more */
+    struct option_key key; /* key.name is the long form */
+    /* Reads the value, logging its own errors; NULL: key.parse does. */
+    int (*read)(void *object, const char *text);
+};
+
+struct command {
+    const char *name;
+    const char *usage;                /* what follows the name in the usage line */
+    const char *summary;              /* a sentence */
+    const struct cmd_option *options; /* ends with a NULL key.name */
+    const char *notes;                /* below the options; or NULL */
+    enum exit_status (*run)(const struct command *command, int argc, char **argv);
+};
+
+extern const struct command cmd_run;
+extern const struct command cmd_doctor;
+
+/*
+ * Reads the command's options into *object. CMD_PARSED; CMD_HELPED when --help was asked for and
+ * given; CMD_WRONG, logged by one line. argv[0] is the command's name.
+ */
+enum cmd_parsed { CMD_PARSED, CMD_HELPED, CMD_WRONG };
+enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, void *object);
+
+void cmd_print_help(const struct command *command);
+
+#endif

@@ -1,0 +1,227 @@
+/*
+ * The throw-away guest that tells whether this host's KVM emulates kernel code.
+ *
+ * One vCPU in 64-bit mode at CPL 0, without interrupts or devices, counts a register down and
+ * halts. The same loop runs with few turns and with many; the difference is free of what entering
+ * and leaving the guest costs. Each is timed several times and the quickest counts, for the host
+ * may do something else meanwhile.
+ *
+ * Does not cache (vmm/probe.c). Any thread; no locks.
+ * Texts: KVM's api.rst §4.35 (memory), §4.12 (registers); Intel SDM volume 3, §4.5 (page tables), §10.8.5
+ * (entering 64-bit mode); volume 2, CPUID; AMD APM volume 3, appendix E (CPUID).
+ */
+#include "vmm/probe.h"
+
+#include <cpuid.h>
+#include <errno.h>
+#include <linux/kvm.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Guest memory: a page each for PML4, PDPT, PD (which maps the first 2 MiB) and the code. */
+#define PAGE_SIZE 4096u
+#define PML4_AT 0x0000u
+#define PDPT_AT 0x1000u
+#define PD_AT 0x2000u
+#define CODE_AT 0x3000u
+#define MEMORY_SIZE 0x4000u
+
+#define PTE_PRESENT_WRITABLE 0x3u
+#define PDE_LARGE 0x80u
+#define CR0_PE_NE_PG 0x80000021u
+#define CR4_PAE 0x20u
+#define EFER_LME_LMA 0x500u
+#define RFLAGS_FIXED 0x2u
+
+/* loop: dec ecx; jnz loop; hlt */
+static const uint8_t code[] = {0xFF, 0xC9, 0x75, 0xFC, 0xF4};
+#define INSTRUCTIONS_A_TURN 2
+
+#define FEW_TURNS 1u
+#define MANY_TURNS 151u
+#define ROUNDS 3
+/*
+ * Emulators seen take some 500 ns an instruction, processors less than 1, and a processor that is
+ * emulated itself (QEMU's TCG) some 3.
+ */
+#define EMULATED_FROM_PS 50000u
+
+struct probe_vm {
+    int vm_fd, vcpu_fd;
+    uint8_t *memory;
+    struct kvm_run *run;
+    size_t run_size;
+};
+
+static int fill_memory(struct probe_vm *vm)
+{
+    struct kvm_userspace_memory_region slot = {.memory_size = MEMORY_SIZE};
+    uint64_t *memory;
+
+    vm->memory = mmap(NULL, MEMORY_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (vm->memory == MAP_FAILED)
+        return -errno;
+    memory = (uint64_t *)vm->memory;
+    memory[PML4_AT / 8] = PDPT_AT | PTE_PRESENT_WRITABLE;
+    memory[PDPT_AT / 8] = PD_AT | PTE_PRESENT_WRITABLE;
+    memory[PD_AT / 8] = PDE_LARGE | PTE_PRESENT_WRITABLE;
+    memcpy(vm->memory + CODE_AT, code, sizeof(code));
+    slot.userspace_addr = (uintptr_t)vm->memory;
+    return ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot) < 0 ? -errno : 0;
+}
+
+static int set_long_mode(struct probe_vm *vm)
+{
+    struct kvm_segment data = {
+        .limit = UINT32_MAX, .selector = 0x10, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+    struct kvm_segment text = {
+        .limit = UINT32_MAX, .selector = 0x08, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+    struct kvm_sregs sregs;
+
+    if (ioctl(vm->vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
+        return -errno;
+    sregs.cs = text;
+    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
+    sregs.cr0 = CR0_PE_NE_PG;
+    sregs.cr3 = PML4_AT;
+    sregs.cr4 = CR4_PAE;
+    sregs.efer = EFER_LME_LMA;
+    return ioctl(vm->vcpu_fd, KVM_SET_SREGS, &sregs) < 0 ? -errno : 0;
+}
+
+/* KVM_SET_SREGS wants a CPU that has long mode, so the vCPU gets all that KVM offers. */
+static int set_cpuid(int kvm_fd, struct probe_vm *vm)
+{
+    struct {
+        struct kvm_cpuid2 head;
+        struct kvm_cpuid_entry2 entries[256];
+    } cpuid = {.head.nent = 256};
+
+    if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, &cpuid) < 0 ||
+        ioctl(vm->vcpu_fd, KVM_SET_CPUID2, &cpuid) < 0)
+        return -errno;
+    return 0;
+}
+
+static int create(struct probe_vm *vm, int kvm_fd)
+{
+    int error, run_size;
+
+    do /* a pending signal interrupts the making of a VM */
+        vm->vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0);
+    while (vm->vm_fd < 0 && errno == EINTR);
+    if (vm->vm_fd < 0)
+        return -errno;
+    error = fill_memory(vm);
+    if (error < 0)
+        return error;
+    vm->vcpu_fd = ioctl(vm->vm_fd, KVM_CREATE_VCPU, 0);
+    run_size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+    if (vm->vcpu_fd < 0 || run_size < 0)
+        return -errno;
+    vm->run_size = (size_t)run_size;
+    vm->run = mmap(NULL, vm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu_fd, 0);
+    if (vm->run == MAP_FAILED)
+        return -errno;
+    error = set_cpuid(kvm_fd, vm);
+    return error < 0 ? error : set_long_mode(vm);
+}
+
+static void destroy(struct probe_vm *vm)
+{
+    if (vm->run != MAP_FAILED)
+        munmap(vm->run, vm->run_size);
+    if (vm->vcpu_fd >= 0)
+        close(vm->vcpu_fd);
+    if (vm->vm_fd >= 0)
+        close(vm->vm_fd);
+    if (vm->memory != MAP_FAILED)
+        munmap(vm->memory, MEMORY_SIZE);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Runs the loop once to its end; *ns is lowered to what that took, if it took less. */
+static int run_loop(struct probe_vm *vm, uint64_t turns, uint64_t *ns)
+{
+    struct kvm_regs regs = {.rip = CODE_AT, .rflags = RFLAGS_FIXED, .rcx = turns};
+    uint64_t begin, took;
+    int result;
+
+    if (ioctl(vm->vcpu_fd, KVM_SET_REGS, &regs) < 0)
+        return -errno;
+    begin = now_ns();
+    do
+        result = ioctl(vm->vcpu_fd, KVM_RUN, 0);
+    while (result < 0 && errno == EINTR);
+    took = now_ns() - begin;
+    if (result < 0)
+        return -errno;
+    if (vm->run->exit_reason != KVM_EXIT_HLT)
+        return -EIO;
+    if (took < *ns)
+        *ns = took;
+    return 0;
+}
+
+static uint64_t picoseconds(uint64_t few_ns, uint64_t many_ns)
+{
+    uint64_t instructions = (MANY_TURNS - FEW_TURNS) * INSTRUCTIONS_A_TURN;
+    uint64_t ps = many_ns > few_ns ? (many_ns - few_ns) * 1000 / instructions : 0;
+
+    return ps > UINT32_MAX ? UINT32_MAX : ps;
+}
+
+int kvm_probe_measure(int kvm_fd, struct kvm_traits *out)
+{
+    struct probe_vm vm = {
+        .vm_fd = -1, .vcpu_fd = -1, .memory = MAP_FAILED, .run = MAP_FAILED};
+    uint64_t few_ns = UINT64_MAX, many_ns = UINT64_MAX, ps = 0;
+    int error = create(&vm, kvm_fd);
+
+    for (unsigned i = 0; error == 0 && i < ROUNDS; i++) {
+        error = run_loop(&vm, FEW_TURNS, &few_ns);
+        if (error == 0)
+            error = run_loop(&vm, MANY_TURNS, &many_ns);
+        ps = picoseconds(few_ns, many_ns);
+    }
+    destroy(&vm);
+    if (error < 0)
+        return error;
+    out->instruction_ps = (uint32_t)ps;
+    out->emulates_kernel = ps >= EMULATED_FROM_PS;
+    return 0;
+}
+
+#define CPUID_1_ECX_VMX (1u << 5)
+#define CPUID_1_ECX_HYPERVISOR (1u << 31)
+#define CPUID_80000001_ECX_SVM (1u << 2)
+
+static uint32_t cpuid_ecx(uint32_t leaf)
+{
+    uint32_t eax, ebx, ecx, edx;
+
+    return __get_cpuid(leaf, &eax, &ebx, &ecx, &edx) ? ecx : 0;
+}
+
+const char *cpu_virtualization(void)
+{
+    if (cpuid_ecx(1) & CPUID_1_ECX_VMX)
+        return "VT-x";
+    return cpuid_ecx(0x80000001) & CPUID_80000001_ECX_SVM ? "SVM" : NULL;
+}
+
+bool cpu_is_virtual(void)
+{
+    return cpuid_ecx(1) & CPUID_1_ECX_HYPERVISOR;
+}
