@@ -2,8 +2,9 @@
  * The PCI Express root bus: ECAM and mechanism #1 configuration access, functions, BARs, MSI-X.
  *
  * One bus, bus 0, without bridges. BARs are placed by Ferry before the guest starts and may be
- * moved by it; a BAR answers while memory decoding is on and it does not overlap another, RAM or
- * the platform's own windows. Every function is called with the device lock held.
+ * moved by it; a BAR answers while memory decoding is on and it lies in the window mmio32 (so never
+ * over RAM or the platform's chips). Of two that overlap only the one in the lower slot answers.
+ * Every function is called with the device lock held.
  * Texts: PCI Local Bus 3.0 §6, PCI Express Base 5.0 §7.
  */
 #ifndef FERRY_PCI_H
@@ -62,16 +63,25 @@ struct pci_function_config {
     void *opaque;
 };
 
-/* Takes the next free slot, places the BARs. -ENOSPC (slots, window), -ENOMEM; logged. */
+/* Takes the next free slot, places the BARs, lets them answer. -ENOSPC (slots, window), -ENOMEM;
+ * logged. `mapped` may run before this returns. */
 int pci_function_create(struct pci_function **out, struct pci_bus *bus,
                         const struct pci_function_config *config);
 void pci_function_destroy(struct pci_function *fn);
 void pci_function_reset(struct pci_function *fn);
 /* Adds a vendor-specific capability (id 9) with `body` after its two-byte header; returns its
- * offset in configuration space. Before the guest runs. The bytes in `writable` (mask, may be
- * NULL) can be written by the guest. */
+ * offset in configuration space, or -ENOSPC (logged). Before the guest runs. The bits of `writable`
+ * (a mask as long as the body, may be NULL) can be written by the guest. */
 int pci_function_add_cap(struct pci_function *fn, uint8_t id, const void *body, unsigned length,
                          const void *writable);
+/* What the guest would read or write at an offset of a BAR, whether the BAR answers or not; all
+ * ones and nothing, when the access does not lie in it. size: 1, 2, 4 or 8. */
+uint64_t pci_function_bar_read(struct pci_function *fn, unsigned bar, uint64_t offset,
+                               unsigned size);
+void pci_function_bar_write(struct pci_function *fn, unsigned bar, uint64_t offset, unsigned size,
+                            uint64_t value);
+/* The 32-bit register at an aligned offset below 256, as it is stored: without cap_read. */
+uint32_t pci_function_config(const struct pci_function *fn, unsigned offset);
 unsigned pci_function_slot(const struct pci_function *fn);
 
 /* Raises vector `index` unless masked (then it is pending), or MSI-X is off (then nothing). */
