@@ -23,15 +23,16 @@ int terminal_open(int fd);
 void terminal_close(void);
 
 /* Whether the terminal is ours to read: our process group is in the foreground. Enters raw mode if
- * it was left meanwhile. False when none is open. Any thread. */
+ * it was left meanwhile. False when none is open. Any thread, and async-signal-safe. */
 bool terminal_claim(void);
 
-/* Gives the modes back, if raw mode is on and the terminal is ours. Any thread, async-signal-safe. */
+/* Gives the modes back, if raw mode is on and the terminal is ours. Any thread, and
+ * async-signal-safe. */
 void terminal_restore(void);
 
-/* An eventfd, owned by this module, that is written when the terminal's size changed. -1 when no
- * terminal is open. */
-int terminal_resize_fd(void);
+/* An eventfd, owned by this module, that is written when the terminal's size changed and when the
+ * process was continued after a stop. -1 when no terminal is open. */
+int terminal_event_fd(void);
 
 /* 0, -ENOTTY: fd is no terminal, or does not know its size. Any thread. */
 int terminal_size(int fd, unsigned *columns, unsigned *rows);
