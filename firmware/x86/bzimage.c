@@ -177,18 +177,29 @@ static int check_cmdline(const struct kernel_image *image)
     return -E2BIG;
 }
 
+static bool wants_host(const struct kernel_image *image)
+{
+    switch (image->decompress) {
+    case DECOMPRESS_HOST:
+        return true;
+    case DECOMPRESS_GUEST:
+        return false;
+    case DECOMPRESS_AUTO:
+        break;
+    }
+    return image->prefer_host_decompress && image->prefer_host_decompress();
+}
+
 int bzimage_probe(struct kernel_image *image)
 {
     struct linux_setup_header header = get_header(image);
-    bool host = image->decompress == DECOMPRESS_HOST ||
-                (image->decompress == DECOMPRESS_AUTO && image->host_decompress_by_default);
     int err = check_header(image, &header);
 
     if (!err)
         err = plan_kernel(image, &header);
     if (!err)
         err = check_cmdline(image);
-    if (err || !host)
+    if (err || !wants_host(image))
         return err;
     err = read_payload(image, &header);
     return err ? err : choose_decompressor(image);

@@ -1,0 +1,440 @@
+/*
+ * The machine: built in one order, taken down in the reverse, and in between run by the event loop.
+ *
+ * Composition root: it sees every module; none sees it. Does not parse options (machine_config.c)
+ * nor decide exit statuses (cmd_run.c). All on the main thread, which is the event loop's, except
+ * raise_event() and vcpu_failed(), which any thread calls; they touch only what event_lock guards.
+ */
+#include "vmm/machine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "devices/chardev.h"
+#include "devices/virtio/virtio.h"
+#include "vmm/bus.h"
+#include "vmm/machine_internal.h"
+#include "vmm/probe.h"
+#include "vmm/util/log.h"
+#include "vmm/vcpu.h"
+#include "vmm/vm.h"
+
+#define LOOP_ENTRIES 128
+#define NS_PER_S 1000000000ull
+/* What the guest printed last has this long to leave, should nobody read it. */
+#define DRAIN_NS (2 * NS_PER_S)
+
+/* ---- the end of the guest ---- */
+
+static struct machine *from_events(struct machine_events *events)
+{
+    return (struct machine *)((char *)events - offsetof(struct machine, events));
+}
+
+/* Any thread. The first event since the last was taken wins. */
+static void raise_event(struct machine_events *events, enum machine_event event, const char *cause)
+{
+    struct machine *m = from_events(events);
+
+    pthread_mutex_lock(&m->event_lock);
+    if (!m->event_raised) {
+        m->event_raised = true;
+        m->event = event;
+        snprintf(m->event_cause, sizeof(m->event_cause), "%s", cause);
+    }
+    pthread_mutex_unlock(&m->event_lock);
+    loop_stop(m->loop);
+}
+
+static void vcpu_failed(void *opaque, enum vcpu_failure failure, const char *detail)
+{
+    struct machine *m = opaque;
+
+    switch (failure) {
+    case VCPU_TRIPLE_FAULT:
+    case VCPU_ERROR:
+        raise_event(&m->events, MACHINE_PANIC, detail);
+        break;
+    case VCPU_SHUTDOWN:
+        raise_event(&m->events, MACHINE_POWER_OFF, detail);
+        break;
+    case VCPU_RESET:
+        raise_event(&m->events, MACHINE_RESET, detail);
+        break;
+    }
+}
+
+static void end(struct machine *m, enum machine_outcome outcome)
+{
+    if (!m->ended) {
+        m->ended = true;
+        m->outcome = outcome;
+    }
+    loop_stop(m->loop);
+}
+
+static void quit_typed(void *arg)
+{
+    end(arg, MACHINE_QUIT);
+}
+
+static void grace_over(struct loop_timer *timer)
+{
+    struct machine *m = (struct machine *)((char *)timer - offsetof(struct machine, grace));
+
+    log_warn("the guest did not power off within %u s of the power button; ending it",
+             m->config->grace_s);
+    end(m, MACHINE_KILLED);
+}
+
+/* The first asks the guest by the power button, the second does not ask. */
+static void handle_signal(struct machine *m, int number)
+{
+    if (m->signal_number != 0) {
+        end(m, MACHINE_KILLED);
+        return;
+    }
+    m->signal_number = number;
+    log_info("%s: pressing the power button", strsignal(number));
+    device_lock(&m->env);
+    power_button_press(m->power);
+    device_unlock(&m->env);
+    loop_timer_set(m->loop, &m->grace, loop_now_ns() + m->config->grace_s * NS_PER_S);
+}
+
+static void signal_readable(struct loop_op *op, int result)
+{
+    struct machine *m = (struct machine *)((char *)op - offsetof(struct machine, signal_op));
+    struct signalfd_siginfo info;
+
+    if (result == -ECANCELED)
+        return;
+    while (read(m->signal_fd, &info, sizeof(info)) == sizeof(info))
+        handle_signal(m, (int)info.ssi_signo);
+    loop_poll(m->loop, &m->signal_op, m->signal_fd, POLLIN);
+}
+
+/* Before any thread exists, so that all inherit the mask. */
+static int watch_signals(struct machine *m)
+{
+    sigset_t set;
+
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    m->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (m->signal_fd < 0) {
+        int err = -errno;
+        log_error("signalfd: %s", strerror(-err));
+        return err;
+    }
+    m->signal_op.done = signal_readable;
+    m->grace.expired = grace_over;
+    loop_poll(m->loop, &m->signal_op, m->signal_fd, POLLIN);
+    return 0;
+}
+
+/* ---- building ---- */
+
+int machine_add_device(struct machine *m, struct device *dev)
+{
+    if (m->n_devices == MACHINE_MAX_DEVICES) {
+        log_error("more than %u devices", MACHINE_MAX_DEVICES);
+        device_destroy(dev);
+        return -ENOSPC;
+    }
+    m->devices[m->n_devices++] = dev;
+    return 0;
+}
+
+static int build_loop(struct machine *m)
+{
+    int err = loop_create(&m->loop, LOOP_ENTRIES);
+
+    return err ? -EOPNOTSUPP : watch_signals(m);
+}
+
+static int build_memory(struct machine *m)
+{
+    struct memory_config config = {
+        .size = m->config->memory.size,
+        .hugepage = m->config->memory.hugepages,
+        .prealloc = m->config->memory.prealloc,
+    };
+
+    machine_arch_memory(&config);
+    return memory_create(&m->mem, &config);
+}
+
+/* Where there is no KVM to ask, vm_create() says so later. */
+static bool kvm_emulates_kernels(void)
+{
+    struct kvm_traits traits = {0};
+    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+    if (fd < 0)
+        return false;
+    if (kvm_probe(fd, &traits) < 0)
+        traits.emulates_kernel = false;
+    close(fd);
+    return traits.emulates_kernel;
+}
+
+static int build_kernel(struct machine *m)
+{
+    struct boot_config config = {
+        .kernel_path = m->config->kernel,
+        .initrd_path = m->config->initrd,
+        .cmdline = m->config->append,
+        .decompress = m->config->decompress,
+        .prefer_host_decompress = kvm_emulates_kernels,
+    };
+
+    return kernel_open(&m->kernel, &config);
+}
+
+/* A host without usable KVM is one thing, a VM that is too large for it another. */
+static int build_vm(struct machine *m)
+{
+    int err = vm_create(&m->vm, m->mem);
+
+    return err && err != -ENOMEM ? -EOPNOTSUPP : err;
+}
+
+static int build_busses(struct machine *m)
+{
+    int err = bus_create(&m->pio, "port I/O");
+
+    if (!err)
+        err = bus_create(&m->mmio, "MMIO");
+    m->env = (struct device_env){
+        .mem = m->mem,
+        .pio = m->pio,
+        .mmio = m->mmio,
+        .intc = vm_intc(m->vm),
+        .doorbells = vm_doorbells(m->vm),
+        .loop = m->loop,
+        .events = &m->events,
+        .lock = &m->lock,
+    };
+    return err;
+}
+
+static int build_console(struct machine *m)
+{
+    const struct chardev_stdio_config stdio = {
+        .in_fd = STDIN_FILENO,
+        .out_fd = STDOUT_FILENO,
+        .quit = quit_typed,
+        .arg = m,
+    };
+    int err;
+
+    switch (m->config->console) {
+    case CONSOLE_SERIAL:
+        return chardev_stdio_create(&m->serial, m->loop, &m->lock, &stdio);
+    case CONSOLE_VIRTIO:
+        err = chardev_stdio_create(&m->virtio_console, m->loop, &m->lock, &stdio);
+        return err ? err : chardev_null_create(&m->serial);
+    case CONSOLE_OFF:
+        return chardev_null_create(&m->serial);
+    }
+    return -EINVAL;
+}
+
+static int build_vcpus(struct machine *m)
+{
+    const struct vcpus_config config = {
+        .vm = m->vm,
+        .count = m->config->cpus,
+        .pio = m->pio,
+        .mmio = m->mmio,
+        .lock = &m->lock,
+        .failed = vcpu_failed,
+        .opaque = m,
+    };
+
+    return vcpus_create(&m->vcpus, &config);
+}
+
+/* What can be wrong with files and options comes before what costs time. */
+static int (*const build_steps[])(struct machine *) = {
+    build_loop,     build_kernel,        build_memory, build_vm,
+    build_busses,   build_console,       machine_arch_devices,
+    build_vcpus,    machine_arch_load,
+};
+
+int machine_create(struct machine **out, const struct machine_config *config)
+{
+    struct machine *m = calloc(1, sizeof(*m));
+    int err = 0;
+
+    if (!m)
+        return -ENOMEM;
+    m->config = config;
+    m->signal_fd = -1;
+    m->events.raise = raise_event;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->event_lock, NULL);
+    for (size_t i = 0; !err && i < sizeof(build_steps) / sizeof(build_steps[0]); i++)
+        err = build_steps[i](m);
+    if (err) {
+        machine_destroy(m);
+        return err;
+    }
+    *out = m;
+    return 0;
+}
+
+/* ---- running ---- */
+
+static bool all_idle(void *arg)
+{
+    struct machine *m = arg;
+    bool busy = false;
+
+    device_lock(&m->env);
+    for (unsigned i = 0; !busy && i < m->n_devices; i++)
+        busy = device_busy(m->devices[i]);
+    device_unlock(&m->env);
+    return !busy;
+}
+
+/* vCPUs parked; afterwards no request is in flight, and none begins. */
+static int pause_devices(struct machine *m)
+{
+    device_lock(&m->env);
+    for (unsigned i = 0; i < m->n_devices; i++)
+        device_pause(m->devices[i]);
+    device_unlock(&m->env);
+    return loop_run_until(m->loop, all_idle, m, 0);
+}
+
+static int restart(struct machine *m)
+{
+    int err;
+
+    vcpus_park(m->vcpus);
+    err = pause_devices(m);
+    if (err)
+        return err;
+    device_lock(&m->env);
+    for (unsigned i = 0; i < m->n_devices; i++)
+        device_reset(m->devices[i]);
+    for (unsigned i = 0; i < m->n_devices; i++)
+        device_resume(m->devices[i]);
+    device_unlock(&m->env);
+    err = memory_clear(m->mem);
+    if (!err)
+        err = vm_reset(m->vm);
+    if (!err)
+        err = vcpus_reset(m->vcpus);
+    if (!err)
+        err = machine_arch_load(m);
+    if (!err)
+        vcpus_resume(m->vcpus);
+    return err;
+}
+
+/* Takes the event that was raised, if any, and acts on it. */
+static int handle_event(struct machine *m)
+{
+    enum machine_event event;
+    char cause[sizeof(m->event_cause)];
+    bool raised;
+
+    pthread_mutex_lock(&m->event_lock);
+    raised = m->event_raised;
+    event = m->event;
+    memcpy(cause, m->event_cause, sizeof(cause));
+    m->event_raised = false;
+    pthread_mutex_unlock(&m->event_lock);
+    if (!raised)
+        return 0;
+    switch (event) {
+    case MACHINE_POWER_OFF:
+        log_info("power off: %s", cause);
+        end(m, MACHINE_POWERED_OFF);
+        return 0;
+    case MACHINE_PANIC:
+        log_error("the guest crashed: %s", cause);
+        end(m, MACHINE_CRASHED);
+        return 0;
+    case MACHINE_RESET:
+        log_info("reset: %s", cause);
+        if (!m->config->no_reboot)
+            return restart(m);
+        end(m, MACHINE_WAS_RESET);
+        return 0;
+    }
+    return -EINVAL;
+}
+
+int machine_run(struct machine *m, enum machine_outcome *outcome, int *signal_number)
+{
+    int err = 0;
+
+    vcpus_resume(m->vcpus);
+    while (!err && !m->ended) {
+        err = loop_run(m->loop);
+        if (!err)
+            err = handle_event(m);
+    }
+    vcpus_park(m->vcpus);
+    *outcome = m->outcome;
+    *signal_number = m->signal_number;
+    return err;
+}
+
+/* ---- taking down ---- */
+
+static bool signal_op_idle(void *arg)
+{
+    return !((struct machine *)arg)->signal_op.pending;
+}
+
+static void destroy_signals(struct machine *m)
+{
+    if (m->signal_fd < 0)
+        return;
+    loop_timer_cancel(&m->grace);
+    loop_cancel(m->loop, &m->signal_op);
+    (void)loop_run_until(m->loop, signal_op_idle, m, 0);
+    close(m->signal_fd);
+}
+
+void machine_destroy(struct machine *m)
+{
+    if (!m)
+        return;
+    vcpus_destroy(m->vcpus);
+    if (m->n_devices > 0 && m->loop)
+        (void)pause_devices(m);
+    (void)chardev_drain(m->virtio_console, DRAIN_NS);
+    (void)chardev_drain(m->serial, DRAIN_NS);
+    while (m->n_devices > 0)
+        device_destroy(m->devices[--m->n_devices]);
+    chardev_destroy(m->virtio_console);
+    chardev_destroy(m->serial);
+    bus_destroy(m->mmio);
+    bus_destroy(m->pio);
+    vm_destroy(m->vm);
+    kernel_close(m->kernel);
+    memory_destroy(m->mem);
+    if (m->loop)
+        destroy_signals(m);
+    loop_destroy(m->loop);
+    pthread_mutex_destroy(&m->event_lock);
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+}

@@ -1,0 +1,39 @@
+/*
+ * The machine: everything that `ferry run` builds, started, watched and taken down.
+ *
+ * Composition root: this module and its architecture's part (vmm/x86/machine.c) are the only ones
+ * that name concrete devices. One thread, the main thread, which is the event loop's.
+ */
+#ifndef FERRY_MACHINE_H
+#define FERRY_MACHINE_H
+
+#include "vmm/machine_config.h"
+
+struct machine;
+
+/* How a guest came to its end. */
+enum machine_outcome {
+    MACHINE_POWERED_OFF,  /* by itself, or obeying the power button */
+    MACHINE_WAS_RESET,    /* by itself, with --no-reboot */
+    MACHINE_CRASHED,      /* triple fault, panic device, or KVM gave up on it; logged */
+    MACHINE_QUIT,         /* the person typed Ctrl-a x */
+    MACHINE_KILLED,       /* still up when the grace period after a signal was over, or at the second */
+};
+
+/*
+ * Builds the machine and loads the kernel; nothing runs yet. config is borrowed for the machine's
+ * life. Errors, logged: -EOPNOTSUPP when the host cannot run guests (no KVM, no right to it, a
+ * capability or io_uring is missing); any other is about the options or the files they name.
+ */
+int machine_create(struct machine **out, const struct machine_config *config);
+
+/*
+ * Runs the guest to its end, restarts included. 0 and *outcome; or a negative errno, logged, when
+ * the host failed. *signal_number is what asked for the end, or 0.
+ */
+int machine_run(struct machine *machine, enum machine_outcome *outcome, int *signal_number);
+
+/* Takes all down, in the reverse order of building. NULL is fine. */
+void machine_destroy(struct machine *machine);
+
+#endif

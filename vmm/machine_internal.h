@@ -1,0 +1,71 @@
+/* Shared between vmm/machine.c and the architecture's part of the machine; see vmm/machine.h. */
+#ifndef FERRY_MACHINE_INTERNAL_H
+#define FERRY_MACHINE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "vmm/device.h"
+#include "vmm/machine.h"
+#include "vmm/util/loop.h"
+
+#define MACHINE_MAX_DEVICES 64
+
+struct chardev;
+struct kernel_image;
+struct nat;
+struct pci_bus;
+struct vcpus;
+struct vm;
+
+struct machine {
+    const struct machine_config *config; /* borrowed */
+    struct device_env env;               /* what is handed to each device */
+
+    /* In the order of building; each owned. */
+    pthread_mutex_t lock; /* the device lock */
+    struct loop *loop;
+    struct guest_memory *mem;
+    struct kernel_image *kernel;
+    struct vm *vm;
+    struct bus *pio, *mmio;
+    struct chardev *serial;         /* the UART's back end */
+    struct chardev *virtio_console; /* or NULL */
+    struct device *devices[MACHINE_MAX_DEVICES];
+    unsigned n_devices;
+    struct nat *nats[MACHINE_MAX_NETS];
+    struct vcpus *vcpus;
+
+    /* Borrowed from devices[]. */
+    struct pci_bus *pci;
+    struct device *power;
+
+    /* Raised by any thread, taken by the loop's. */
+    struct machine_events events;
+    pthread_mutex_t event_lock; /* guards the three below; a leaf */
+    bool event_raised;
+    enum machine_event event;
+    char event_cause[200];
+
+    /* The loop's thread alone. */
+    int signal_fd;
+    struct loop_op signal_op;
+    struct loop_timer grace;
+    int signal_number; /* the first that asked for the end, or 0 */
+    bool ended;        /* outcome says how */
+    enum machine_outcome outcome;
+};
+
+/* Takes over a device that was created; it is destroyed in reverse order. -ENOSPC frees it. */
+int machine_add_device(struct machine *m, struct device *dev);
+
+/* ---- the architecture's part ---- */
+
+/* The size of the low RAM and the hole above it. */
+void machine_arch_memory(struct memory_config *config);
+/* The chips of the platform, the PCI bus among them (m->pci, m->power). */
+int machine_arch_devices(struct machine *m);
+/* Firmware tables and kernel into memory, the first vCPU at its entry. At start and after a reset. */
+int machine_arch_load(struct machine *m);
+
+#endif
