@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "devices/chardev.h"
+#include "devices/power.h"
 #include "devices/virtio/virtio.h"
 #include "vmm/bus.h"
 #include "vmm/machine_internal.h"
