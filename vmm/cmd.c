@@ -19,7 +19,7 @@
 #define HELP_COLUMN 26
 #define HELP_VALUE 256 /* getopt_long's value for --help and -h */
 
-/* What getopt_long wants, made of the table. */
+/* What getopt_long wants, made of the table; all zero before. */
 struct getopt_tables {
     struct option longs[MAX_OPTIONS + 2];
     char shorts[2 * MAX_OPTIONS + 4];
@@ -30,7 +30,6 @@ static void make_tables(const struct cmd_option *options, struct getopt_tables *
     char *letter = tables->shorts;
     int n = 0;
 
-    memset(tables, 0, sizeof(*tables));
     *letter++ = ':'; /* tells a missing value from an unknown option */
     for (; n < MAX_OPTIONS && options[n].key.name; n++) {
         tables->longs[n] = (struct option){
@@ -89,7 +88,7 @@ static int set_option(const struct cmd_option *option, void *object)
 enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, void *object)
 {
     const struct cmd_option *option;
-    struct getopt_tables tables;
+    struct getopt_tables tables = {0};
     int value;
 
     make_tables(command->options, &tables);

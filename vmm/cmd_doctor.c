@@ -79,7 +79,7 @@ static enum exit_status run(const struct command *command, int argc, char **argv
 const struct command cmd_doctor = {
     .name = "doctor",
     .usage = "[OPTION]...",
-    .summary = "Show what this host offers to guests, what is missing, and how to get it.",
+    .summary = "Show what this host offers to guests and what it lacks.",
     .options = options,
     .notes = "Exit status: 0 when guests can run here, 3 when they cannot.",
     .run = run,

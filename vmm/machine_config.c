@@ -232,14 +232,24 @@ static struct option_mac default_mac(const char *name, unsigned index)
     return mac;
 }
 
-static int check_macs(const struct machine_config *config)
+/* Whether one of the NICs before this one has its address. */
+static bool mac_taken(const struct machine_config *config, unsigned index)
+{
+    for (unsigned i = 0; i < index; i++) {
+        if (memcmp(config->nets[i].mac.bytes, config->nets[index].mac.bytes, 6) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int finish_macs(struct machine_config *config)
 {
     for (unsigned i = 0; i < config->n_nets; i++) {
-        for (unsigned j = 0; j < i; j++) {
-            if (memcmp(config->nets[i].mac.bytes, config->nets[j].mac.bytes, 6) == 0) {
-                log_error("--net: two network cards have the same mac=");
-                return -EINVAL;
-            }
+        if (!config->nets[i].mac.given)
+            config->nets[i].mac = default_mac(config->name, i);
+        if (mac_taken(config, i)) {
+            log_error("--net: two network cards have the same mac=");
+            return -EINVAL;
         }
     }
     return 0;
@@ -260,11 +270,7 @@ int machine_config_finish(struct machine_config *config)
         if (!config->append)
             goto no_memory;
     }
-    for (unsigned i = 0; i < config->n_nets; i++) {
-        if (!config->nets[i].mac.given)
-            config->nets[i].mac = default_mac(config->name, i);
-    }
-    return check_macs(config);
+    return finish_macs(config);
 
 no_memory:
     log_error("out of memory");

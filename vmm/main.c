@@ -10,7 +10,7 @@
 #include "vmm/cmd.h"
 #include "vmm/util/log.h"
 
-static const struct command *const commands[] = {&cmd_doctor};
+static const struct command *const commands[] = {&cmd_run, &cmd_doctor};
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 static void print_help(FILE *to)
@@ -19,9 +19,9 @@ static void print_help(FILE *to)
           "Ferry runs Linux and other guests on KVM.\n\n",
           to);
     for (size_t i = 0; i < N_COMMANDS; i++)
-        fprintf(to, "  ferry %-18s%s\n", commands[i]->name, commands[i]->summary);
-    fputs("  ferry help [COMMAND]    Show this page, or a command's options and their defaults.\n"
-          "  ferry --version         Show the version.\n\n"
+        fprintf(to, "  ferry %-16s%s\n", commands[i]->name, commands[i]->summary);
+    fputs("  ferry help [COMMAND]  Show this page, or a command's options.\n"
+          "  ferry --version       Show the version.\n\n"
           "'man ferry' tells more.\n",
           to);
 }

@@ -225,6 +225,7 @@ Test(options, a_number_that_would_wrap_is_refused)
 
     cr_assert_eq(option_parse_number(&unlimited, "4294967296", &value), -EINVAL);
     cr_assert_eq(option_parse_number(&unlimited, "18446744073709551617", &value), -EINVAL);
+    cr_assert_eq(option_parse_number(&unlimited, "36893488147419103240", &value), -EINVAL);
     cr_assert_eq(option_parse_number(&unlimited, "4294967295", &value), 0);
     cr_assert_eq(value, UINT32_MAX);
 }

@@ -1,0 +1,182 @@
+/*
+ * `ferry run`: reads the options of one guest, runs it, and says how it ended by the exit status.
+ *
+ * Does not build the machine (machine.c). Main thread; no locks.
+ */
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+
+#include "vmm/cmd.h"
+#include "vmm/machine.h"
+#include "vmm/util/log.h"
+
+struct run_options {
+    struct machine_config machine;
+    unsigned verbose;
+};
+
+static int read_memory(void *object, const char *text)
+{
+    return machine_config_add_memory(&((struct run_options *)object)->machine, text);
+}
+
+static int read_disk(void *object, const char *text)
+{
+    return machine_config_add_disk(&((struct run_options *)object)->machine, text);
+}
+
+static int read_net(void *object, const char *text)
+{
+    return machine_config_add_net(&((struct run_options *)object)->machine, text);
+}
+
+/* A flag that may be repeated. */
+static int count_up(const struct option_key *key, const char *text, void *field)
+{
+    (void)key;
+    (void)text;
+    ++*(unsigned *)field;
+    return 0;
+}
+
+/* An empty command line is one, too. */
+static int parse_append(const struct option_key *key, const char *text, void *field)
+{
+    char **append = field, *copy = strdup(text);
+
+    (void)key;
+    if (!copy)
+        return -ENOMEM;
+    free(*append);
+    *append = copy;
+    return 0;
+}
+
+static const struct option_choice console_kinds[] = {
+    {"serial", CONSOLE_SERIAL}, {"virtio", CONSOLE_VIRTIO}, {"off", CONSOLE_OFF}, {0}};
+
+static const struct option_choice decompress_modes[] = {
+    {"auto", DECOMPRESS_AUTO}, {"host", DECOMPRESS_HOST}, {"guest", DECOMPRESS_GUEST}, {0}};
+
+#define AT(field) offsetof(struct run_options, field)
+
+static const struct cmd_option options[] = {
+    {'k', "FILE", "must be given", "bzImage, ELF64 or Multiboot kernel",
+     {.name = "kernel", .parse = option_parse_string, .offset = AT(machine.kernel),
+      .expects = "the path of a kernel"}, NULL},
+    {'i', "FILE", "none", "initial RAM disk",
+     {.name = "initrd", .parse = option_parse_string, .offset = AT(machine.initrd),
+      .expects = "the path of an initial RAM disk"}, NULL},
+    {'a', "TEXT", "console=ttyS0 or hvc0, root=/dev/vda", "kernel's options",
+     {.name = "append", .parse = parse_append, .offset = AT(machine.append)}, NULL},
+    {'c', "N", "1", "CPUs",
+     {.name = "cpus", .parse = option_parse_number, .offset = AT(machine.cpus), .min = 1,
+      .max = MACHINE_MAX_CPUS}, NULL},
+    {'m', "SIZE", "512M", "memory; more: SIZE,hugepages=2M|1G,prealloc=on",
+     {.name = "memory"}, read_memory},
+    {'d', "PATH", "none",
+     "disk, a raw image; more: PATH,readonly=on,direct=on,\nserial=TEXT; repeat",
+     {.name = "disk"}, read_disk},
+    {'n', "MODE", "none",
+     "network card: nat or none; more: nat,mac=ADDR,\n"
+     "forward=tcp|udp:[ADDR:]PORT-[ADDR:]PORT;\nrepeat",
+     {.name = "net"}, read_net},
+    {0, "KIND", "serial", "the guest's console: serial, virtio or off",
+     {.name = "console", .parse = option_parse_choice, .offset = AT(machine.console),
+      .choices = console_kinds}, NULL},
+    {0, "TEXT", "ferry-PID", "name of the guest",
+     {.name = "name", .parse = option_parse_string, .offset = AT(machine.name),
+      .expects = "a name"}, NULL},
+    {0, "WHO", "auto", "who unpacks a bzImage: auto, host or guest",
+     {.name = "decompress", .parse = option_parse_choice, .offset = AT(machine.decompress),
+      .choices = decompress_modes}, NULL},
+    {0, NULL, "off", "end when the guest resets",
+     {.name = "no-reboot", .parse = option_parse_bool, .offset = AT(machine.no_reboot)}, NULL},
+    {0, "SECONDS", "30", "from the power button to a forced end",
+     {.name = "grace", .parse = option_parse_number, .offset = AT(machine.grace_s), .max = 86400},
+     NULL},
+    {'v', NULL, "off", "say more; twice for everything",
+     {.name = "verbose", .parse = count_up, .offset = AT(verbose)}, NULL},
+    {0},
+};
+
+/* More than the host can have is a mistake; finding that out by running would end other programs. */
+static int check_memory(const struct machine_config *config)
+{
+    struct sysinfo host;
+    char asked[OPTION_SIZE_MAX];
+    uint64_t has;
+
+    if (sysinfo(&host) < 0)
+        return 0;
+    has = ((uint64_t)host.totalram + host.totalswap) * host.mem_unit;
+    if (config->memory.size <= has)
+        return 0;
+    option_format_size(config->memory.size, asked, sizeof(asked));
+    log_error("--memory: '%s' is not valid: at most %llu MiB was expected, all that this host has",
+              asked, (unsigned long long)(has / MIB));
+    return -EINVAL;
+}
+
+static enum exit_status status_of(enum machine_outcome outcome, int signal_number)
+{
+    switch (outcome) {
+    case MACHINE_POWERED_OFF:
+    case MACHINE_WAS_RESET:
+    case MACHINE_QUIT: return STATUS_OK;
+    case MACHINE_CRASHED: return STATUS_CRASHED;
+    case MACHINE_KILLED: return STATUS_SIGNAL + (unsigned)signal_number;
+    }
+    return STATUS_FAILED;
+}
+
+static enum exit_status run_machine(const struct machine_config *config)
+{
+    enum exit_status status = STATUS_FAILED;
+    enum machine_outcome outcome;
+    struct machine *machine;
+    int signal_number, error = machine_create(&machine, config);
+
+    if (error < 0)
+        return error == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
+    if (machine_run(machine, &outcome, &signal_number) == 0)
+        status = status_of(outcome, signal_number);
+    machine_destroy(machine);
+    return status;
+}
+
+static enum exit_status run(const struct command *command, int argc, char **argv)
+{
+    enum exit_status status = STATUS_USAGE;
+    struct run_options wanted = {0};
+
+    machine_config_init(&wanted.machine);
+    switch (cmd_parse(command, argc, argv, &wanted)) {
+    case CMD_HELPED:
+        status = STATUS_OK;
+        break;
+    case CMD_WRONG:
+        break;
+    case CMD_PARSED:
+        if (wanted.verbose > 0)
+            log_set_level(wanted.verbose == 1 ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG);
+        if (machine_config_finish(&wanted.machine) == 0 && check_memory(&wanted.machine) == 0)
+            status = run_machine(&wanted.machine);
+        break;
+    }
+    machine_config_fini(&wanted.machine);
+    return status;
+}
+
+const struct command cmd_run = {
+    .name = "run",
+    .usage = "-k FILE [OPTION]...",
+    .summary = "Boot a guest, whose console is this terminal; Ctrl-a x ends it.",
+    .options = options,
+    .notes = "Exit status: 0 power off, 2 wrong option or file, 3 no way to run guests here,\n"
+             "4 guest crashed, 128+N ended by signal N. 'man ferry-run' tells more.",
+    .run = run,
+};
