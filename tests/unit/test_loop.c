@@ -615,6 +615,31 @@ Test(loop, a_call_made_by_a_hook_runs_without_anything_else_waking_the_loop)
     cr_assert_eq(c.runs, 1);
 }
 
+struct working_hook {
+    struct loop_hook hook;
+    bool worked;
+};
+
+static void work_in_hook(struct loop_hook *hook)
+{
+    ((struct working_hook *)hook)->worked = true;
+}
+
+static bool has_worked(void *arg)
+{
+    return ((struct working_hook *)arg)->worked;
+}
+
+Test(loop, who_waits_for_what_a_hook_does_does_not_sleep_first)
+{
+    struct working_hook h = {.hook.prepare = work_in_hook};
+
+    loop_hook_add(loop, &h.hook);
+    /* Nothing would wake it: no operation, no timer, no deadline. */
+    cr_assert_eq(loop_run_until(loop, has_worked, &h, 0), 0);
+    loop_hook_remove(loop, &h.hook);
+}
+
 static void remove_both(struct loop_hook *hook)
 {
     struct starting_hook *h = (struct starting_hook *)hook;

@@ -561,13 +561,12 @@ static uint64_t earlier(uint64_t a_ns, uint64_t b_ns)
     return a_ns < b_ns ? a_ns : b_ns;
 }
 
-/* One batch: the hooks, a wait (no longer than until_ns, 0: as long as it takes), completions,
- * timers, calls. Everything that may make a waiter ready comes after the wait. */
+/* One batch, after the hooks: a wait (no longer than until_ns, 0: as long as it takes),
+ * completions, timers, calls. */
 static int run_batch(struct loop *loop, uint64_t until_ns, bool heed_stop)
 {
     int result;
 
-    run_hooks(loop);
     if (may_sleep(loop, heed_stop)) {
         if (loop->timers) /* a timer set to 0 is due, not absent */
             until_ns = earlier(until_ns, loop->timers->at_ns ? loop->timers->at_ns : 1);
@@ -590,8 +589,10 @@ int loop_run(struct loop *loop)
 {
     int err = 0;
 
-    while (!err && !atomic_load(&loop->stop))
+    while (!err && !atomic_load(&loop->stop)) {
+        run_hooks(loop);
         err = run_batch(loop, 0, true);
+    }
     atomic_store(&loop->stop, false);
     return err;
 }
@@ -605,6 +606,9 @@ int loop_run_until(struct loop *loop, bool (*ready)(void *arg), void *arg, uint6
 
         if (until_ns && loop_now_ns() >= until_ns)
             return -ETIMEDOUT;
+        run_hooks(loop);
+        if (ready(arg)) /* a hook works, too: it may have done what is waited for */
+            return 0;
         err = run_batch(loop, until_ns, false);
         if (err)
             return err;
