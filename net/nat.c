@@ -1,0 +1,719 @@
+/*
+ * User-mode NAT by libslirp: its callbacks, its timers, its sockets in the event loop; the port.
+ *
+ * Each time before the loop sleeps, prepare() lets the library work if a socket fired or a timer is
+ * due, and asks it what to wait for if anything happened that may have changed that. While nothing
+ * happens the loop's other work does not touch the library at all.
+ *
+ * Time: the library wants to be called twice a second while it has connections, and also while it
+ * only listens for the forwards, when it has nothing to do. So that an idle process sleeps, the
+ * tick stops in the second case. As the library's clock stands still between calls, it is set
+ * right (by a call that looks at no socket) before a frame is handed in after a pause.
+ *
+ * Frames to the guest that its NIC refuses wait in a bounded backlog; then they are dropped and
+ * counted, and TCP sends them again. Frames from the guest are copied once before anybody looks at
+ * them, pass nat_guard.c, and are copied again by the library.
+ *
+ * Does not save the library's state: open connections do not survive a migration. Owned by the
+ * event loop's thread; no locks, and never called with the device lock held.
+ *
+ * Texts: libslirp.h of libslirp 4.7.
+ */
+#include "net/nat.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <net/ethernet.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+#include "net/nat_guard.h"
+#include "net/nat_polls.h"
+#include "net/slirp_api.h"
+#include "vmm/util/log.h"
+#include "vmm/util/loop.h"
+
+#define NS_PER_MS 1000000ull
+#define NS_PER_S 1000000000ull
+
+/* SlirpConfig's layout as of libslirp 4.7; a newer library takes it as well. */
+#define SLIRP_CONFIG_VERSION 4
+/* What slirp_pollfds_fill() answers at most, however long one is ready to wait: then neither
+ * connections nor fragments are there, and the call is of no use. */
+#define LIBRARY_IDLE_MS 1000u
+/* How long the library keeps an incomplete datagram: 60 of its ticks, and one to spare. */
+#define FRAGMENT_LIFE_NS (31 * NS_PER_S)
+/* How far the library's clock may be behind; its shortest timeout is 2 ms, those of sockets are
+ * seconds. */
+#define CLOCK_LAG_NS (100 * NS_PER_MS)
+
+#define FORWARD_BACKLOG 128 /* connections that wait for accept(2); the library asks for 1 */
+/* Sockets the guest may have open: this many, or that part of the limit of open files. */
+#define MAX_SOCKETS 4096u
+#define SOCKETS_SHARE 4u
+#define WANTED_OPEN_FILES 65536u
+
+/* Frames that wait for the guest to make room: about so many bytes of them. */
+#define BACKLOG_BYTES (256u * 1024)
+#define BACKLOG_MIN_FRAMES 16u
+#define FRAME_ALIGN 64u
+#define VLAN_TAG_LENGTH 4u
+
+#define DRAIN_DEADLINE_NS (10 * NS_PER_S)
+
+/* Addresses, as the last byte of the network's: QEMU's choice, which guests and people know. */
+#define ROUTER_HOST 2u
+#define DNS_HOST 3u
+#define DHCP_HOST 15u
+
+struct nat_timer {
+    struct loop_timer timer;
+    struct nat *nat;      /* borrowed */
+    void *cb_opaque;      /* the library's */
+};
+
+struct nat_backlog {
+    uint8_t *frames;      /* owns; n_slots of slot_size bytes, a ring */
+    size_t *lengths;      /* owns */
+    size_t slot_size;
+    unsigned n_slots, head, count;
+};
+
+struct nat {
+    struct net_port port;
+    struct loop *loop;    /* borrowed */
+    struct loop_hook hook;
+    struct slirp_api api;
+    Slirp *slirp;         /* owns */
+    struct nat_polls polls;
+    struct loop_timer tick;
+    uint64_t tick_at_ns;  /* 0: the tick rests */
+    bool tick_due;
+    struct nat_timer timers[SLIRP_TIMER_NUM];
+    bool asked;           /* false: what the library wants to wait for may have changed */
+    bool active;          /* something happened since the last tick */
+    bool unflushed;       /* the guest's end was sent frames and not told that it was all */
+    uint64_t worked_ns;   /* when the library's clock was last set */
+    uint64_t fragments_until_ns; /* it may hold parts of datagrams until then */
+    unsigned n_forwards;
+    int listeners[NAT_MAX_FORWARDS]; /* borrowed: the forwards' TCP sockets */
+    unsigned n_listeners;
+    unsigned max_sockets;
+    uint8_t *frame;       /* owns; the copy of what the guest sends, frame_max bytes */
+    size_t frame_max;
+    struct nat_backlog backlog;
+    struct nat_counters counters;
+    struct log_rate log_rate;
+};
+
+/* ---- frames to the guest ---- */
+
+static int backlog_init(struct nat_backlog *backlog, size_t frame_max)
+{
+    backlog->slot_size = (frame_max + FRAME_ALIGN - 1) / FRAME_ALIGN * FRAME_ALIGN;
+    backlog->n_slots = (unsigned)(BACKLOG_BYTES / backlog->slot_size);
+    if (backlog->n_slots < BACKLOG_MIN_FRAMES)
+        backlog->n_slots = BACKLOG_MIN_FRAMES;
+    /* Large enough to be pages of their own, which take no memory until they are used. */
+    backlog->frames = malloc(backlog->n_slots * backlog->slot_size);
+    backlog->lengths = calloc(backlog->n_slots, sizeof(*backlog->lengths));
+    return backlog->frames && backlog->lengths ? 0 : -ENOMEM;
+}
+
+static void backlog_fini(struct nat_backlog *backlog)
+{
+    free(backlog->frames);
+    free(backlog->lengths);
+}
+
+static int send_bytes(struct nat *nat, const void *bytes, size_t length)
+{
+    const struct iovec whole = {(void *)bytes, length};
+    const struct net_frame frame = {.iov = &whole, .iovcnt = 1, .length = length};
+
+    nat->unflushed = true;
+    return net_port_send(&nat->port, &frame);
+}
+
+static void hold_back(struct nat *nat, const void *bytes, size_t length)
+{
+    struct nat_backlog *backlog = &nat->backlog;
+    unsigned slot = (backlog->head + backlog->count) % backlog->n_slots;
+
+    if (backlog->count == backlog->n_slots || length > backlog->slot_size) {
+        net_port_drop(&nat->port);
+        return;
+    }
+    memcpy(backlog->frames + slot * backlog->slot_size, bytes, length);
+    backlog->lengths[slot] = length;
+    backlog->count++;
+}
+
+static ssize_t on_send_packet(const void *bytes, size_t length, void *opaque)
+{
+    struct nat *nat = opaque;
+
+    if (length < NET_FRAME_MIN || length > NET_FRAME_MAX)
+        return (ssize_t)length;
+    if (nat->backlog.count > 0 || send_bytes(nat, bytes, length) == -EAGAIN)
+        hold_back(nat, bytes, length);
+    return (ssize_t)length;
+}
+
+static void flush(struct nat *nat)
+{
+    if (!nat->unflushed)
+        return;
+    nat->unflushed = false;
+    net_port_flush(&nat->port);
+}
+
+static void port_ready(struct net_port *port)
+{
+    struct nat *nat = (struct nat *)port;
+    struct nat_backlog *backlog = &nat->backlog;
+
+    while (backlog->count > 0) {
+        const uint8_t *bytes = backlog->frames + backlog->head * backlog->slot_size;
+
+        if (send_bytes(nat, bytes, backlog->lengths[backlog->head]) == -EAGAIN)
+            break;
+        backlog->head = (backlog->head + 1) % backlog->n_slots;
+        backlog->count--;
+    }
+    flush(nat);
+}
+
+/* ---- sockets and time ---- */
+
+static bool is_listener(const struct nat *nat, int fd)
+{
+    for (unsigned i = 0; i < nat->n_listeners; i++) {
+        if (nat->listeners[i] == fd)
+            return true;
+    }
+    return false;
+}
+
+static bool full(const struct nat *nat)
+{
+    return nat->polls.open >= nat->max_sockets;
+}
+
+/* The index that the library gets for a socket is the socket's number. */
+static int on_add_poll(int fd, int events, void *opaque)
+{
+    struct nat *nat = opaque;
+    short wanted = 0;
+
+    /* Callers wait in the kernel's queue until there is room: accept(2) would fail, and the
+     * library try again without end. */
+    if (full(nat) && is_listener(nat, fd))
+        return -1;
+    if (events & SLIRP_POLL_IN)
+        wanted |= POLLIN;
+    if (events & SLIRP_POLL_OUT)
+        wanted |= POLLOUT;
+    if (events & SLIRP_POLL_PRI)
+        wanted |= POLLPRI;
+    return nat_polls_want(&nat->polls, fd, wanted) == 0 ? fd : -1;
+}
+
+static int on_get_events(int fd, void *opaque)
+{
+    const struct nat *nat = opaque;
+    short events = nat_polls_events(&nat->polls, fd);
+    int result = 0;
+
+    if (events & POLLIN)
+        result |= SLIRP_POLL_IN;
+    if (events & POLLOUT)
+        result |= SLIRP_POLL_OUT;
+    if (events & POLLPRI)
+        result |= SLIRP_POLL_PRI;
+    if (events & POLLERR)
+        result |= SLIRP_POLL_ERR;
+    if (events & POLLHUP)
+        result |= SLIRP_POLL_HUP;
+    return result;
+}
+
+/* Lets the library deal with the sockets' events and what is due. */
+static void work(struct nat *nat)
+{
+    nat->active |= nat_polls_fired(&nat->polls);
+    nat->tick_due = false;
+    nat->worked_ns = loop_now_ns();
+    nat->asked = false;
+    nat->api.slirp_pollfds_poll(nat->slirp, 0, on_get_events, nat);
+    nat_polls_clear(&nat->polls);
+}
+
+/* Sets the library's clock right: the second argument has it look at no socket. */
+static void set_clock(struct nat *nat)
+{
+    uint64_t now_ns = loop_now_ns();
+
+    if (now_ns - nat->worked_ns < CLOCK_LAG_NS)
+        return;
+    nat->worked_ns = now_ns;
+    nat->api.slirp_pollfds_poll(nat->slirp, 1, on_get_events, nat);
+}
+
+/*
+ * Whether the library has no socket but the forwards' own. It does not say so, but describes each
+ * socket by a line, after a heading. Should that ever change, the tick goes on, and that is all.
+ */
+static bool only_listens(struct nat *nat)
+{
+    char *text = nat->api.slirp_connection_info(nat->slirp);
+    unsigned lines = 0;
+
+    for (const char *at = text; (at = strchr(at, '\n')) != NULL; at++)
+        lines++;
+    nat->api.free_text(text);
+    return lines == nat->n_forwards + 1;
+}
+
+/* quiet: nothing happened between the last two ticks. */
+static void schedule_tick(struct nat *nat, uint32_t timeout_ms, bool quiet)
+{
+    uint64_t now_ns = loop_now_ns();
+    uint64_t at_ns = now_ns + timeout_ms * NS_PER_MS;
+
+    if (timeout_ms >= LIBRARY_IDLE_MS ||
+        (quiet && now_ns > nat->fragments_until_ns && only_listens(nat))) {
+        loop_timer_cancel(&nat->tick);
+        nat->tick_at_ns = 0;
+        return;
+    }
+    /* One that is set already is never put off, or steady traffic would keep it from coming. */
+    if (nat->tick_at_ns && nat->tick_at_ns <= at_ns)
+        return;
+    nat->tick_at_ns = at_ns;
+    loop_timer_set(nat->loop, &nat->tick, at_ns);
+}
+
+static void on_tick(struct loop_timer *timer)
+{
+    struct nat *nat = (struct nat *)((char *)timer - offsetof(struct nat, tick));
+
+    nat->tick_at_ns = 0;
+    nat->tick_due = true;
+}
+
+static void prepare(struct loop_hook *hook)
+{
+    struct nat *nat = (struct nat *)((char *)hook - offsetof(struct nat, hook));
+    bool ticked = nat->tick_due;
+    uint32_t timeout_ms = UINT32_MAX;
+
+    if (ticked || nat_polls_fired(&nat->polls))
+        work(nat);
+    if (!nat->asked) {
+        nat->asked = true;
+        nat_polls_want_nothing(&nat->polls);
+        nat->api.slirp_pollfds_fill(nat->slirp, &timeout_ms, on_add_poll, nat);
+        schedule_tick(nat, timeout_ms, ticked && !nat->active);
+    }
+    if (ticked)
+        nat->active = false;
+    flush(nat);
+}
+
+/* ---- frames from the guest ---- */
+
+static int malformed(struct nat *nat, const char *what)
+{
+    nat->counters.malformed++;
+    log_guest(&nat->log_rate, "%s: the guest sent a malformed frame: %s", nat->port.name, what);
+    return -EINVAL;
+}
+
+static int port_deliver(struct net_port *port, const struct net_frame *frame)
+{
+    struct nat *nat = (struct nat *)port;
+    struct nat_frame_kind kind;
+
+    if (frame->length < NET_FRAME_MIN || frame->length > nat->frame_max)
+        return malformed(nat, "its length is out of bounds");
+    if (frame->needs_csum || frame->gso_type)
+        return malformed(nat, "it asks for work that was not offered");
+    net_frame_copy(frame, nat->frame);
+    switch (nat_guard_check(nat->frame, frame->length, &kind)) {
+    case NAT_PASS:
+        break;
+    case NAT_IGNORE:
+        nat->counters.ignored++;
+        return 0;
+    case NAT_MALFORMED:
+        return malformed(nat, "its headers contradict its length");
+    }
+    if (kind.opens_flow && full(nat)) {
+        nat->counters.refused++;
+        log_guest(&nat->log_rate, "%s: the guest has %u connections open; further ones are refused",
+                  port->name, nat->polls.open);
+        return 0;
+    }
+    set_clock(nat);
+    if (kind.fragment)
+        nat->fragments_until_ns = nat->worked_ns + CLOCK_LAG_NS + FRAGMENT_LIFE_NS;
+    nat->active = true;
+    nat->asked = false;
+    nat->api.slirp_input(nat->slirp, nat->frame, (int)kind.length);
+    return 0;
+}
+
+/* The guest's run of frames is over, and so is that of the answers. */
+static void port_flush(struct net_port *port)
+{
+    flush((struct nat *)port);
+}
+
+static const struct net_port_ops port_ops = {
+    .deliver = port_deliver,
+    .flush = port_flush,
+    .ready = port_ready,
+};
+
+/* ---- the library's other callbacks ---- */
+
+static void on_guest_error(const char *message, void *opaque)
+{
+    struct nat *nat = opaque;
+
+    log_guest(&nat->log_rate, "%s: %s", nat->port.name, message);
+}
+
+static int64_t on_clock(void *opaque)
+{
+    (void)opaque;
+    return (int64_t)loop_now_ns();
+}
+
+static void on_timer(struct loop_timer *timer)
+{
+    struct nat_timer *t = (struct nat_timer *)timer;
+    struct nat *nat = t->nat;
+
+    nat->asked = false;
+    nat->api.slirp_handle_timer(nat->slirp, (SlirpTimerId)(t - nat->timers), t->cb_opaque);
+}
+
+/* The library has one timer of each kind. */
+static void *on_timer_new(SlirpTimerId id, void *cb_opaque, void *opaque)
+{
+    struct nat *nat = opaque;
+    struct nat_timer *t;
+
+    if ((unsigned)id >= SLIRP_TIMER_NUM)
+        return NULL; /* of a newer library; it does without */
+    t = &nat->timers[id];
+    *t = (struct nat_timer){.timer.expired = on_timer, .nat = nat, .cb_opaque = cb_opaque};
+    return t;
+}
+
+static void on_timer_free(void *timer, void *opaque)
+{
+    (void)opaque;
+    loop_timer_cancel(&((struct nat_timer *)timer)->timer);
+}
+
+static void on_timer_mod(void *timer, int64_t expire_ms, void *opaque)
+{
+    struct nat *nat = opaque;
+
+    loop_timer_set(nat->loop, &((struct nat_timer *)timer)->timer,
+                   (uint64_t)expire_ms * NS_PER_MS);
+}
+
+static void on_register_fd(int fd, void *opaque)
+{
+    struct nat *nat = opaque;
+
+    nat_polls_open(&nat->polls, fd);
+}
+
+static void on_unregister_fd(int fd, void *opaque)
+{
+    struct nat *nat = opaque;
+
+    nat_polls_close(&nat->polls, fd);
+}
+
+/* Only for what other threads do, and there are none. */
+static void on_notify(void *opaque)
+{
+    struct nat *nat = opaque;
+
+    nat->asked = false;
+}
+
+static const SlirpCb callbacks = {
+    .send_packet = on_send_packet,
+    .guest_error = on_guest_error,
+    .clock_get_ns = on_clock,
+    .timer_new_opaque = on_timer_new,
+    .timer_free = on_timer_free,
+    .timer_mod = on_timer_mod,
+    .register_poll_fd = on_register_fd,
+    .unregister_poll_fd = on_unregister_fd,
+    .notify = on_notify,
+};
+
+/* ---- creation ---- */
+
+static struct in_addr host_of(const struct nat_config *config, unsigned host)
+{
+    return (struct in_addr){htonl(ntohl(config->network.s_addr) | host)};
+}
+
+static bool in_network(const struct nat_config *config, struct in_addr address)
+{
+    return (ntohl(address.s_addr) ^ ntohl(config->network.s_addr)) >> (32 - config->prefix) == 0;
+}
+
+static int check_forward(const struct nat_config *config, const struct net_forward *forward)
+{
+    char text[NET_FORWARD_TEXT_MAX], network[INET_ADDRSTRLEN];
+
+    if (forward->guest_addr.s_addr == htonl(INADDR_ANY) ||
+        in_network(config, forward->guest_addr))
+        return 0;
+    net_forward_format(forward, text, sizeof(text));
+    inet_ntop(AF_INET, &config->network, network, sizeof(network));
+    log_error("%s: forward %s: the guest's address is outside the network %s/%u", config->name,
+              text, network, config->prefix);
+    return -EINVAL;
+}
+
+static int check_config(const struct nat_config *config)
+{
+    if (config->prefix < NAT_MIN_PREFIX || config->prefix > NAT_MAX_PREFIX ||
+        (ntohl(config->network.s_addr) & (UINT32_MAX >> config->prefix)) != 0) {
+        log_error("%s: the subnet must be a network's address and a prefix of %u to %u bits",
+                  config->name, NAT_MIN_PREFIX, NAT_MAX_PREFIX);
+        return -EINVAL;
+    }
+    if (config->mtu < NAT_MIN_MTU || config->mtu > NAT_MAX_MTU) {
+        log_error("%s: an MTU of %u is outside %u to %u", config->name, config->mtu, NAT_MIN_MTU,
+                  NAT_MAX_MTU);
+        return -EINVAL;
+    }
+    if (config->n_forwards > NAT_MAX_FORWARDS) {
+        log_error("%s: %u forwards are more than %u", config->name, config->n_forwards,
+                  NAT_MAX_FORWARDS);
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < config->n_forwards; i++) {
+        int error = check_forward(config, &config->forwards[i]);
+
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* How many sockets the guest may have open, of what this process may have. */
+static unsigned socket_limit(void)
+{
+    struct rlimit limit;
+    rlim_t sockets;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return MAX_SOCKETS;
+    if (limit.rlim_cur < WANTED_OPEN_FILES && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur =
+            limit.rlim_max < WANTED_OPEN_FILES ? limit.rlim_max : WANTED_OPEN_FILES;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+        (void)getrlimit(RLIMIT_NOFILE, &limit);
+    }
+    sockets = limit.rlim_cur / SOCKETS_SHARE;
+    return sockets < MAX_SOCKETS ? (unsigned)sockets : MAX_SOCKETS;
+}
+
+static int start_library(struct nat *nat, const struct nat_config *config)
+{
+    SlirpConfig slirp = {
+        .version = SLIRP_CONFIG_VERSION,
+        .restricted = config->restricted,
+        .in_enabled = true,
+        .vnetwork = config->network,
+        .vnetmask.s_addr = htonl(UINT32_MAX << (32 - config->prefix)),
+        .vhost = host_of(config, ROUTER_HOST),
+        .vdhcp_start = host_of(config, DHCP_HOST),
+        .vnameserver =
+            config->dns.s_addr != htonl(INADDR_ANY) ? config->dns : host_of(config, DNS_HOST),
+        .in6_enabled = config->ipv6,
+        .vprefix_len = 64,
+        .vhostname = config->hostname,
+        .vdomainname = config->domain,
+        .if_mtu = config->mtu,
+        .if_mru = config->mtu,
+    };
+    int error = slirp_api_load(&nat->api);
+
+    if (error)
+        return error;
+    inet_pton(AF_INET6, "fec0::", &slirp.vprefix_addr6);
+    inet_pton(AF_INET6, "fec0::2", &slirp.vhost6);
+    inet_pton(AF_INET6, "fec0::3", &slirp.vnameserver6);
+    nat->slirp = nat->api.slirp_new(&slirp, &callbacks, nat);
+    if (!nat->slirp) {
+        log_error("%s: libslirp refused its configuration", nat->port.name);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static int forward_failed(const struct nat *nat, const struct net_forward *forward, int err)
+{
+    const char *protocol = forward->udp ? "UDP" : "TCP";
+    char host[INET_ADDRSTRLEN];
+
+    inet_ntop(AF_INET, &forward->host_addr, host, sizeof(host));
+    if (err == -EADDRINUSE)
+        log_error("%s: cannot forward %s port %s:%u: it is in use by another program; choose "
+                  "another port", nat->port.name, protocol, host, forward->host_port);
+    else if (err == -EADDRNOTAVAIL)
+        log_error("%s: cannot forward %s port %s:%u: this host does not have that address",
+                  nat->port.name, protocol, host, forward->host_port);
+    else if (err == -EACCES)
+        log_error("%s: cannot forward %s port %s:%u: ports below 1024 need CAP_NET_BIND_SERVICE; "
+                  "choose a higher one", nat->port.name, protocol, host, forward->host_port);
+    else
+        log_error("%s: cannot forward %s port %s:%u: %s", nat->port.name, protocol, host,
+                  forward->host_port, strerror(-err));
+    return err;
+}
+
+/* Finds the forwards' listening sockets, which the library does not tell, before there are others;
+ * and has more than one connection wait at each. */
+static int note_listener(int fd, int events, void *opaque)
+{
+    struct nat *nat = opaque;
+    int listening;
+    socklen_t size = sizeof(listening);
+
+    (void)events;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening ||
+        nat->n_listeners == NAT_MAX_FORWARDS)
+        return -1;
+    nat->listeners[nat->n_listeners++] = fd;
+    (void)listen(fd, FORWARD_BACKLOG);
+    return -1;
+}
+
+static int add_forwards(struct nat *nat, const struct nat_config *config)
+{
+    uint32_t timeout_ms = UINT32_MAX;
+
+    for (unsigned i = 0; i < config->n_forwards; i++) {
+        const struct net_forward *forward = &config->forwards[i];
+
+        errno = 0;
+        if (nat->api.slirp_add_hostfwd(nat->slirp, forward->udp, forward->host_addr,
+                                       forward->host_port, forward->guest_addr,
+                                       forward->guest_port) < 0)
+            return forward_failed(nat, forward, errno ? -errno : -EINVAL);
+        nat->n_forwards++;
+    }
+    nat->api.slirp_pollfds_fill(nat->slirp, &timeout_ms, note_listener, nat);
+    return 0;
+}
+
+static bool polls_idle(void *arg)
+{
+    return nat_polls_idle(arg);
+}
+
+/* Everything but the memory that the kernel may still use. */
+static void stop(struct nat *nat)
+{
+    net_port_disconnect(&nat->port);
+    if (nat->slirp)
+        nat->api.slirp_cleanup(nat->slirp);
+    nat->slirp = NULL;
+    loop_timer_cancel(&nat->tick);
+    for (unsigned i = 0; i < SLIRP_TIMER_NUM; i++)
+        loop_timer_cancel(&nat->timers[i].timer);
+    nat_polls_close_all(&nat->polls);
+}
+
+static void release(struct nat *nat)
+{
+    nat_polls_fini(&nat->polls);
+    backlog_fini(&nat->backlog);
+    free(nat->frame);
+    free(nat);
+}
+
+int nat_create(struct nat **out, struct loop *loop, const struct nat_config *config)
+{
+    struct nat *nat;
+    int error = check_config(config);
+
+    if (error)
+        return error;
+    nat = calloc(1, sizeof(*nat));
+    if (!nat) {
+        log_error("%s: out of memory", config->name);
+        return -ENOMEM;
+    }
+    nat->port = (struct net_port){.ops = &port_ops, .name = config->name};
+    nat->loop = loop;
+    nat->tick.expired = on_tick;
+    nat->max_sockets = socket_limit();
+    nat->frame_max = ETHER_HDR_LEN + VLAN_TAG_LENGTH + config->mtu;
+    nat_polls_init(&nat->polls, loop);
+    error = backlog_init(&nat->backlog, nat->frame_max);
+    nat->frame = malloc(nat->frame_max);
+    if (error || !nat->frame) {
+        log_error("%s: out of memory", config->name);
+        error = -ENOMEM;
+        goto undo;
+    }
+    error = start_library(nat, config);
+    if (!error)
+        error = add_forwards(nat, config);
+    if (error)
+        goto undo;
+    nat->hook.prepare = prepare;
+    loop_hook_add(loop, &nat->hook);
+    *out = nat;
+    return 0;
+
+undo:
+    /* No poll was started yet: nothing to wait for. */
+    stop(nat);
+    release(nat);
+    return error;
+}
+
+void nat_destroy(struct nat *nat)
+{
+    if (!nat)
+        return;
+    loop_hook_remove(nat->loop, &nat->hook);
+    stop(nat);
+    if (loop_run_until(nat->loop, polls_idle, &nat->polls, DRAIN_DEADLINE_NS) < 0) {
+        log_warn("%s: the kernel keeps polls of closed connections; their memory is left to it",
+                 nat->port.name);
+        return;
+    }
+    release(nat);
+}
+
+struct net_port *nat_port(struct nat *nat)
+{
+    return &nat->port;
+}
+
+void nat_get_counters(const struct nat *nat, struct nat_counters *counters)
+{
+    *counters = nat->counters;
+}
