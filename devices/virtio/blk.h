@@ -1,0 +1,35 @@
+/*
+ * virtio-blk (virtio 1.2 §5.2): a disk on a raw image file or a block device of the host.
+ */
+#ifndef FERRY_VIRTIO_BLK_H
+#define FERRY_VIRTIO_BLK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "devices/virtio/virtio.h"
+
+#define VIRTIO_BLK_QUEUE_SIZE 256
+#define VIRTIO_BLK_MAX_QUEUES 16
+#define VIRTIO_BLK_ID_BYTES 20 /* §5.2.6: of the serial, not NUL-terminated when full */
+
+/* Borrowed during the call. */
+struct virtio_blk_config {
+    const char *path;
+    bool readonly;
+    bool direct;         /* O_DIRECT: past the host's page cache */
+    const char *serial;  /* NULL: the id; cut at VIRTIO_BLK_ID_BYTES */
+    uint16_t queue_size; /* a power of two, or 0: VIRTIO_BLK_QUEUE_SIZE */
+    unsigned n_queues;   /* 1..VIRTIO_BLK_MAX_QUEUES, or 0: 1 */
+};
+
+/*
+ * Opens and locks the image. *out is owned by the caller until a transport takes it, and then is
+ * destroyed by that; before that by (*out)->class->destroy(*out), which runs the loop to get back
+ * what is in flight. Before the guest runs, on the loop's thread. Errors of blk_image_open()
+ * (logged), -EINVAL (queues), -ENOMEM.
+ */
+int virtio_blk_create(struct virtio_device **out, const struct device_env *env, const char *id,
+                      const struct virtio_blk_config *config);
+
+#endif
