@@ -19,6 +19,7 @@
 
 #include "devices/chardev.h"
 #include "devices/power.h"
+#include "devices/virtio/blk.h"
 #include "devices/virtio/virtio.h"
 #include "vmm/bus.h"
 #include "vmm/machine_internal.h"
@@ -253,6 +254,46 @@ static int build_console(struct machine *m)
     return -EINVAL;
 }
 
+/* Puts a class on the PCI bus and takes the device over; on error the class is destroyed. */
+static int add_virtio(struct machine *m, struct virtio_device *vdev)
+{
+    struct device *dev;
+    int err;
+
+    device_lock(&m->env);
+    err = virtio_pci_create(&dev, vdev, m->pci);
+    device_unlock(&m->env);
+    if (err) {
+        vdev->class->destroy(vdev);
+        return err;
+    }
+    return machine_add_device(m, dev);
+}
+
+static int build_disks(struct machine *m)
+{
+    for (unsigned i = 0; i < m->config->n_disks; i++) {
+        const struct disk_options *options = &m->config->disks[i];
+        const struct virtio_blk_config config = {
+            .path = options->path,
+            .readonly = options->readonly,
+            .direct = options->direct,
+            .serial = options->serial,
+        };
+        struct virtio_device *vdev;
+        char id[32];
+        int err;
+
+        snprintf(id, sizeof(id), "disk%u", i);
+        err = virtio_blk_create(&vdev, &m->env, id, &config);
+        if (!err)
+            err = add_virtio(m, vdev);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
 static int build_vcpus(struct machine *m)
 {
     const struct vcpus_config config = {
@@ -271,7 +312,7 @@ static int build_vcpus(struct machine *m)
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
     build_loop,     build_kernel,        build_memory, build_vm,
-    build_busses,   build_console,       machine_arch_devices,
+    build_busses,   build_console,       machine_arch_devices, build_disks,
     build_vcpus,    machine_arch_load,
 };
 

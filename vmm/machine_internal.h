@@ -33,7 +33,8 @@ struct machine {
     struct chardev *virtio_console; /* or NULL */
     struct device *devices[MACHINE_MAX_DEVICES];
     unsigned n_devices;
-    struct nat *nats[MACHINE_MAX_NETS];
+    char net_ids[MACHINE_MAX_NETS][16];
+    struct nat *nats[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
     struct vcpus *vcpus;
 
     /* Borrowed from devices[]. */
