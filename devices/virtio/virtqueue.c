@@ -86,6 +86,7 @@ void virtqueue_reset(struct virtqueue *vq)
     vq->st = (struct virtqueue_state){
         .size = vq->max_size, /* §4.1.4.3: on reset, the maximum the device supports */
         .msix_vector = VIRTIO_MSI_NO_VECTOR,
+        .signalled_valid = true,
     };
     vq->event_idx = false;
     vq->indirect = false;
