@@ -70,7 +70,7 @@ static const struct cmd_option options[] = {
     {'i', "FILE", "none", "initial RAM disk",
      {.name = "initrd", .parse = option_parse_string, .offset = AT(machine.initrd),
       .expects = "the path of an initial RAM disk"}, NULL},
-    {'a', "TEXT", "console=ttyS0 or hvc0, root=/dev/vda", "kernel's options",
+    {'a', "TEXT", "console=ttyS0, root=/dev/vda", "kernel's options",
      {.name = "append", .parse = parse_append, .offset = AT(machine.append)}, NULL},
     {'c', "N", "1", "CPUs",
      {.name = "cpus", .parse = option_parse_number, .offset = AT(machine.cpus), .min = 1,
@@ -174,7 +174,7 @@ static enum exit_status run(const struct command *command, int argc, char **argv
 const struct command cmd_run = {
     .name = "run",
     .usage = "-k FILE [OPTION]...",
-    .summary = "Boot a guest, whose console is this terminal; Ctrl-a x ends it.",
+    .summary = "Boot a guest on this terminal; Ctrl-a x ends it.",
     .options = options,
     .notes = "Exit status: 0 power off, 2 wrong option or file, 3 no way to run guests here,\n"
              "4 guest crashed, 128+N ended by signal N. 'man ferry-run' tells more.",

@@ -1,0 +1,57 @@
+# Completion of ferry's command line for bash.
+# shellcheck shell=bash
+
+# _ferry_run WORD PREVIOUS: what may stand for WORD.
+_ferry_run() {
+    local options='--kernel --initrd --append --cpus --memory --disk --net --console --name
+        --decompress --no-reboot --grace --verbose --help'
+    case $2 in
+        -k | --kernel | -i | --initrd) mapfile -t COMPREPLY < <(compgen -f -- "$1") ;;
+        -d | --disk)
+            compopt -o nospace 2>/dev/null
+            if [[ $1 == *,* ]]; then
+                mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
+                    -W 'readonly=on direct=on serial=' -- "${1##*,}")
+            else
+                mapfile -t COMPREPLY < <(compgen -f -- "$1")
+            fi ;;
+        -n | --net)
+            compopt -o nospace 2>/dev/null
+            if [[ $1 == nat,* ]]; then
+                mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
+                    -W 'forward=tcp: forward=udp: mac=' -- "${1##*,}")
+            else
+                mapfile -t COMPREPLY < <(compgen -W 'nat none' -- "$1")
+            fi ;;
+        -m | --memory)
+            if [[ $1 == *,* ]]; then
+                mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
+                    -W 'hugepages=2M hugepages=1G prealloc=on' -- "${1##*,}")
+            else
+                mapfile -t COMPREPLY < <(compgen -W '512M 1G 2G 4G' -- "$1")
+            fi ;;
+        --console)    mapfile -t COMPREPLY < <(compgen -W 'serial virtio off' -- "$1") ;;
+        --decompress) mapfile -t COMPREPLY < <(compgen -W 'auto host guest' -- "$1") ;;
+        -a | --append | -c | --cpus | --name | --grace) ;;
+        *) mapfile -t COMPREPLY < <(compgen -W "$options" -- "$1") ;;
+    esac
+}
+
+_ferry() {
+    local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+    COMPREPLY=()
+    if ((COMP_CWORD == 1)); then
+        mapfile -t COMPREPLY < <(compgen -W 'run doctor help --help --version' -- "$word")
+        return
+    fi
+    # --option=value reaches us as three words.
+    [[ $word != = ]] || word=
+    [[ $previous != = ]] || previous=${COMP_WORDS[COMP_CWORD - 2]}
+    case ${COMP_WORDS[1]} in
+        run)    _ferry_run "$word" "$previous" ;;
+        doctor) mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$word") ;;
+        help)   mapfile -t COMPREPLY < <(compgen -W 'run doctor' -- "$word") ;;
+    esac
+}
+
+complete -o filenames -F _ferry ferry
