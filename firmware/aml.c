@@ -224,7 +224,7 @@ void aml_integer(struct aml *aml, uint64_t value)
     }
 }
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tables are written as the host has them");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tables are written as they are");
 
 void aml_string(struct aml *aml, const char *text)
 {

@@ -1,8 +1,9 @@
 /*
- * Decompression of a kernel's payload by the formats' own libraries: zlib, liblzma, liblz4, libzstd.
+ * Decompression of a kernel's payload by the formats' own libraries: zlib, liblzma, liblz4 and
+ * libzstd.
  *
  * They are the reference decoders, in every distribution, and fuzzed for years by others. Does not
- * read files, does not know what is in the payload and does not log. Stateless: any thread, no lock.
+ * read files, know what is in the payload, or log. Stateless: any thread, no lock.
  *
  * Every decoder writes straight into the caller's buffer, so none needs a window of its own but
  * liblzma (its dictionary, whose size is bounded here).

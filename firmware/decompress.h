@@ -29,7 +29,7 @@ const char *compression_name(enum compression compression);
 /*
  * Decompresses the stream at the beginning of in; what follows the stream's end is ignored. 0 when
  * it gave exactly out_length bytes. -ENODATA: in, or the stream, ended before; -EOVERFLOW: there is
- * more than out_length; -EBADMSG: corrupt; -ENOTSUP: not one of the first four; -ENOMEM. Does not log.
+ * more than out_length; -EBADMSG: corrupt; -ENOTSUP: none of the first four; -ENOMEM. Does not log.
  */
 int decompress(enum compression compression, const uint8_t *in, size_t in_length, uint8_t *out,
                size_t out_length);

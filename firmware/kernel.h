@@ -63,9 +63,10 @@ struct kernel_image;
 
 /*
  * Opens and checks. *out is owned by the caller. config and its strings are copied.
- * Errors, each logged: -ENOEXEC (not a kernel, or one that this machine cannot run), -ENODATA (the
- * file is truncated), -E2BIG (the command line is longer than the kernel takes), -EINVAL (the headers
- * contradict themselves or memory, or not a regular file), -ENOMEM, and those of open(2), read(2).
+ * Errors, each logged: -ENOEXEC (not a kernel, or one that this machine cannot run), -ENODATA (a
+ * file is empty or truncated), -E2BIG (the command line is longer than the kernel takes), -EINVAL
+ * (headers that contradict themselves; not a regular file), -ENOTSUP (the host is to decompress,
+ * and does not know the format), -ENOMEM, and those of open(2) and read(2).
  */
 int kernel_open(struct kernel_image **out, const struct boot_config *config);
 void kernel_close(struct kernel_image *image);
@@ -75,9 +76,10 @@ enum kernel_format kernel_format(const struct kernel_image *image);
 /*
  * Fills guest memory with kernel, initrd, boot structures. tables says where the firmware's tables
  * are, NULL when there are none. Memory need not be clear, but what was in it stays.
- * Errors, each logged: -ENOMEM (kernel or initrd do not fit the guest's memory, or the host has none
- * left), -ENODATA (the file shrank, or the compressed kernel ends early), -EBADMSG (the compressed
- * kernel is corrupt), -ENOTSUP (its compression is not known), -EINVAL, -ENOEXEC as above, read(2)'s.
+ * Errors, each logged: -ENOMEM (kernel or initrd do not fit the guest's memory, or the host has
+ * none left), -ENODATA (a file shrank, or the compressed kernel ends early), -EBADMSG (the
+ * compressed kernel is corrupt), -EOVERFLOW (it is longer than it states), -EINVAL and -ENOEXEC as
+ * above, of the kernel inside, and those of read(2).
  */
 int kernel_load(const struct kernel_image *image, struct guest_memory *mem,
                 const struct firmware_tables *tables, struct boot_entry *out);

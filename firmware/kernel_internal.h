@@ -87,7 +87,8 @@ int kernel_file_read(const struct kernel_file *file, void *to, uint64_t length, 
 /* The same from a source; also -ENODATA when [offset, offset + length) is not inside it. */
 int kernel_source_read(const struct kernel_source *source, void *to, uint64_t length,
                        uint64_t offset);
-/* Decompresses the payload into *out, of payload.unpacked bytes; kernel_unpacked_free() it. Logged. */
+/* Decompresses the payload into *out, of payload.unpacked bytes, for kernel_unpacked_free().
+ * Logged. */
 int kernel_unpack(const struct kernel_image *image, uint8_t **out);
 void kernel_unpacked_free(const struct kernel_image *image, uint8_t *unpacked);
 

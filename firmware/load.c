@@ -21,8 +21,9 @@ void kernel_ranges_add(struct kernel_ranges *ranges, gpa_t start, gpa_t end)
 {
     if (start >= end)
         return;
-    ranges->range[ranges->n].start = start;
-    ranges->range[ranges->n].end = end;
+    /* Whole pages: kernels give back the initrd's memory by pages. */
+    ranges->range[ranges->n].start = start & ~(PAGE_SIZE - 1);
+    ranges->range[ranges->n].end = (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
     ranges->n++;
 }
 
@@ -43,8 +44,8 @@ int kernel_plan_check(const struct kernel_plan *plan, const struct kernel_source
         const struct kernel_segment *s = &plan->segments[i];
 
         if (s->file_size > s->mem_size) {
-            log_error("kernel %s: segment %u has %#llx bytes in the file, but %#llx in memory", path,
-                      i, (unsigned long long)s->file_size, (unsigned long long)s->mem_size);
+            log_error("kernel %s: segment %u has %#llx bytes in the file, but %#llx in memory",
+                      path, i, (unsigned long long)s->file_size, (unsigned long long)s->mem_size);
             return -EINVAL;
         }
         if (s->mem_size > UINT64_MAX - s->at) {
@@ -52,7 +53,8 @@ int kernel_plan_check(const struct kernel_plan *plan, const struct kernel_source
                       (unsigned long long)s->at, (unsigned long long)s->mem_size);
             return -EINVAL;
         }
-        if (s->offset > source->size || s->file_size > source->size - s->offset) {
+        if (s->file_size > 0 &&
+            (s->offset > source->size || s->file_size > source->size - s->offset)) {
             log_error("kernel %s: truncated: it has %llu bytes%s, and segment %u is bytes %llu to "
                       "%llu", path, (unsigned long long)source->size,
                       source->bytes ? " when unpacked" : "", i, (unsigned long long)s->offset,
@@ -100,11 +102,12 @@ static int load_segment(const struct kernel_source *source, const struct kernel_
                         struct guest_memory *mem)
 {
     uint8_t *to = memory_at(mem, s->at, s->mem_size);
-    int err;
+    int err = 0;
 
     if (!to)
         return -EFAULT;
-    err = kernel_source_read(source, to, s->file_size, s->offset);
+    if (s->file_size > 0)
+        err = kernel_source_read(source, to, s->file_size, s->offset);
     if (err)
         return err;
     memset(to + s->file_size, 0, s->mem_size - s->file_size);

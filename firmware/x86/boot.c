@@ -1,10 +1,9 @@
 /*
  * The x86 side of kernel loading: which format a file has, and the machine state to enter it with.
  *
- * Loads by the plan (load.c), then writes the memory map, the command line, a GDT, page tables where
- * the protocol wants them, and the protocol's information structure. Does not touch vCPUs: the
- * caller sets registers from struct boot_entry. The thread that starts and resets the machine; no
- * lock.
+ * Loads by the plan (load.c), then writes the command line, a GDT, page tables where the protocol
+ * wants them, and the protocol's information structure. Does not touch vCPUs: the caller sets
+ * registers from struct boot_entry. The thread that starts and resets the machine; no lock.
  *
  * Texts: Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; Xen, docs/misc/pvh.pandoc;
  * Multiboot 0.6.96 §3.2; Intel SDM vol. 3 §3.4.5 (descriptors), §4.5 (paging).
@@ -73,8 +72,9 @@ static int check_limits(const struct kernel_image *image)
     }
     if (length <= BOOT_CMDLINE_MAX)
         return 0;
-    log_error("kernel %s: the command line has %llu bytes, and %llu is the most", image->kernel.path,
-              (unsigned long long)length, (unsigned long long)BOOT_CMDLINE_MAX);
+    log_error("kernel %s: the command line has %llu bytes, and %llu is the most",
+              image->kernel.path, (unsigned long long)length,
+              (unsigned long long)BOOT_CMDLINE_MAX);
     return -E2BIG;
 }
 
@@ -197,8 +197,8 @@ static int write_page_tables(const struct kernel_image *image, struct guest_memo
     int err;
 
     if (end > BOOT_MAPPED_MAX) {
-        log_error("kernel %s: needs memory up to %#llx, and %llu GiB are the most that is mapped at "
-                  "its entry", image->kernel.path, (unsigned long long)end,
+        log_error("kernel %s: needs memory up to %#llx, and %llu GiB are the most that is mapped "
+                  "at its entry", image->kernel.path, (unsigned long long)end,
                   (unsigned long long)(BOOT_MAPPED_MAX / GIB));
         return -EINVAL;
     }

@@ -1,8 +1,8 @@
 /*
  * bzImage kernels: the setup header checked, a load plan, and the payload for the host to unpack.
  *
- * Does not boot by the 16- or 32-bit protocols, and does not relocate: the kernel is placed where it
- * prefers to be, whether the guest decompresses it or the host does. No state.
+ * Does not boot by the 16- or 32-bit protocols, and does not relocate: the kernel is placed where
+ * it prefers to be, whether the guest decompresses it or the host does. No state.
  *
  * Text: Linux, Documentation/arch/x86/boot.rst, protocol 2.12 to 2.15.
  */

@@ -149,7 +149,7 @@ static uint64_t align_up(uint64_t value, uint64_t unit)
     return (value + unit - 1) & ~(unit - 1);
 }
 
-/* gABI chapter 5, "Note Section": name and descriptor are padded each to the segment's alignment. */
+/* gABI chapter 5, "Note Section": name and descriptor are each padded to the alignment. */
 static bool find_pvh_note(const uint8_t *notes, uint32_t length, uint64_t unit, gpa_t *entry)
 {
     uint64_t at = 0;
@@ -213,8 +213,8 @@ static int add_segment(const struct kernel_source *source, const struct elf_prog
     if (program->memsz == 0)
         return 0;
     if (program->paddr < BOOT_KERNEL_MIN) {
-        log_error("kernel %s: segment %u is to be loaded at %#llx; below 1 MiB there is no room for "
-                  "kernels", source->file->path, plan->n_segments,
+        log_error("kernel %s: segment %u is to be loaded at %#llx; below 1 MiB there is no room "
+                  "for kernels", source->file->path, plan->n_segments,
                   (unsigned long long)program->paddr);
         return -EINVAL;
     }

@@ -74,7 +74,8 @@ _Static_assert(offsetof(struct linux_setup_header, init_size) == 0x260 - 0x1F1, 
 _Static_assert(sizeof(struct linux_setup_header) == 0x26C - 0x1F1, "boot.rst");
 
 /* What a kernel of protocol 2.12 has at least: all up to handover_offset. */
-#define LINUX_SETUP_END_MIN (LINUX_SETUP_OFFSET + offsetof(struct linux_setup_header, handover_offset))
+#define LINUX_SETUP_END_MIN                                                                        \
+    (LINUX_SETUP_OFFSET + offsetof(struct linux_setup_header, handover_offset))
 
 struct linux_e820_entry {
     uint64_t addr;

@@ -1,8 +1,9 @@
 /*
- * The kernel loaders on any bytes: each is taken for a kernel file, opened and loaded with an initrd
- * and ACPI tables into 4 MiB of guest memory, once with the guest to decompress and once with the
- * host. Where that succeeds, what the guest is handed must be in its memory, and neither the tables
- * nor the initrd may have been overwritten. Decompressors are also run on the bytes directly.
+ * The kernel loaders on any bytes: each is taken for a kernel file, opened and loaded with an
+ * initrd and ACPI tables into 4 MiB of guest memory, once with the guest to decompress and once
+ * with the host. Where that succeeds, what the guest is handed must be in its memory, and neither
+ * the tables nor the initrd may have been overwritten. Decompressors are also run on the bytes
+ * directly.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -12,6 +12,14 @@
 #include "vmm/util/log.h"
 #include "vmm/x86/platform.h"
 
+#define MAX_OWNED 64
+
+/* What tests make lives until their process ends, and is given back then, so that a leak that a
+ * sanitizer reports is the program's. */
+static struct guest_memory *memories[MAX_OWNED];
+static struct kernel_image *images[MAX_OWNED];
+static unsigned n_memories, n_images;
+
 static char last_error[1100];
 
 static void keep_line(enum log_level level, const char *line)
@@ -36,6 +44,14 @@ void image_file_create(struct image_file *file, const void *bytes, size_t length
     cr_assert_geq(file->fd, 0);
     cr_assert_eq(pwrite(file->fd, bytes, length, 0), (ssize_t)length);
     snprintf(file->path, sizeof(file->path), "/proc/self/fd/%d", file->fd);
+}
+
+__attribute__((destructor)) static void free_all(void)
+{
+    while (n_images > 0)
+        kernel_close(images[--n_images]);
+    while (n_memories > 0)
+        memory_destroy(memories[--n_memories]);
 }
 
 static void put(struct image *image, size_t at, const void *bytes, size_t length)
@@ -163,18 +179,19 @@ void image_elf(struct image *image, const struct elf_spec *spec)
     }
 }
 
-struct elf_spec_segment elf_spec_pvh_note(const void **storage, uint64_t entry, unsigned size)
+struct elf_spec_segment elf_spec_pvh_note(uint8_t **bytes, uint64_t entry, unsigned size)
 {
-    uint8_t *notes = calloc(1, 64);
+    static uint8_t notes[64];
     Elf64_Nhdr other = {.n_namesz = 4, .n_descsz = 5, .n_type = 18};
     Elf64_Nhdr pvh = {.n_namesz = 4, .n_descsz = size, .n_type = 18};
 
+    memset(notes, 0, sizeof(notes));
     memcpy(notes, &other, sizeof(other));
     memcpy(notes + 12, "GNU", 4);
     memcpy(notes + 24, &pvh, sizeof(pvh));
     memcpy(notes + 36, "Xen", 4);
     memcpy(notes + 40, &entry, size);
-    *storage = notes;
+    *bytes = notes;
     return (struct elf_spec_segment){.type = PT_NOTE, .file_size = 40 + size, .mem_size = 40 + size,
                                      .bytes = notes};
 }
@@ -196,6 +213,8 @@ struct guest_memory *image_memory(uint64_t size)
     struct guest_memory *mem;
 
     cr_assert_eq(memory_create(&mem, &config), 0);
+    cr_assert_lt(n_memories, MAX_OWNED);
+    memories[n_memories++] = mem;
     return mem;
 }
 
@@ -211,6 +230,10 @@ struct kernel_image *image_open(const struct image *image, const struct boot_con
     image_file_create(&file, image->bytes, image->length);
     with_path.kernel_path = file.path;
     cr_assert_eq(kernel_open(&opened, &with_path), expected, "\"%s\"", last_error);
+    if (opened) {
+        cr_assert_lt(n_images, MAX_OWNED);
+        images[n_images++] = opened;
+    }
     if (expected < 0) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"

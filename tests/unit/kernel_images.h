@@ -1,9 +1,9 @@
 /*
  * Kernel files for tests: small bzImages, ELFs and Multiboot kernels, made from a description whose
- * default boots, so that a test changes the one thing it is about. Also what such tests need beside:
- * files in memory that have a path, and the last error that was logged.
+ * default boots, so that a test changes the one thing it is about. Also what such tests need
+ * beside: files in memory that have a path, and the last error that was logged.
  *
- * Asserts by Criterion; nothing here returns an error.
+ * Asserts by Criterion; nothing here returns an error. What is made here is owned here.
  */
 #ifndef FERRY_TESTS_KERNEL_IMAGES_H
 #define FERRY_TESTS_KERNEL_IMAGES_H
@@ -69,8 +69,9 @@ struct elf_spec {
 /* One segment at 2 MiB, 300 bytes in the file and 500 in memory, entry at its byte 16. */
 struct elf_spec elf_spec(void);
 void image_elf(struct image *image, const struct elf_spec *spec);
-/* A note segment with a PVH entry, of 4 or 8 bytes, after a note of another name. */
-struct elf_spec_segment elf_spec_pvh_note(const void **storage, uint64_t entry, unsigned size);
+/* A note segment with a PVH entry, of 4 or 8 bytes, after a note of another name. Each call reuses
+ * the bytes of the last. */
+struct elf_spec_segment elf_spec_pvh_note(uint8_t **bytes, uint64_t entry, unsigned size);
 
 /* ---- Multiboot ---- */
 struct multiboot_spec {
