@@ -20,6 +20,8 @@
 #include "devices/chardev.h"
 #include "devices/power.h"
 #include "devices/virtio/blk.h"
+#include "devices/virtio/console.h"
+#include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
 #include "vmm/bus.h"
 #include "vmm/machine_internal.h"
@@ -294,6 +296,25 @@ static int build_disks(struct machine *m)
     return 0;
 }
 
+static int build_rng(struct machine *m)
+{
+    struct virtio_device *vdev;
+    int err = virtio_rng_create(&vdev, &m->env, "rng0");
+
+    return err ? err : add_virtio(m, vdev);
+}
+
+static int build_virtio_console(struct machine *m)
+{
+    struct virtio_device *vdev;
+    int err;
+
+    if (!m->virtio_console)
+        return 0;
+    err = virtio_console_create(&vdev, &m->env, "console0", m->virtio_console);
+    return err ? err : add_virtio(m, vdev);
+}
+
 static int build_vcpus(struct machine *m)
 {
     const struct vcpus_config config = {
@@ -313,7 +334,7 @@ static int build_vcpus(struct machine *m)
 static int (*const build_steps[])(struct machine *) = {
     build_loop,     build_kernel,        build_memory, build_vm,
     build_busses,   build_console,       machine_arch_devices, build_disks,
-    build_vcpus,    machine_arch_load,
+    build_rng,      build_virtio_console, build_vcpus, machine_arch_load,
 };
 
 int machine_create(struct machine **out, const struct machine_config *config)
