@@ -46,6 +46,8 @@ int arch_vcpu_reset(struct arch_vcpu *acpu);
 /* Emulates one exit that is the architecture's own (KVM_EXIT_IO on x86). 0 when done, -ENOSYS when
  * it knows none such. vCPU thread, device lock not held. */
 int arch_vcpu_exit(struct vcpu *vcpu, struct kvm_run *run);
+/* The vCPU was parked and is about to run on: the time it lost is no lock-up of the guest's. Parked. */
+void arch_vcpu_resuming(int vcpu_fd);
 /* The instruction pointer, for messages about a crash; 0 when it cannot be had. */
 uint64_t arch_vcpu_ip(int vcpu_fd);
 

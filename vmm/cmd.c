@@ -85,6 +85,28 @@ static int set_option(const struct cmd_option *option, void *object)
     return option_set(where, &option->key, text, object);
 }
 
+static int set_operands(const struct command *command, int n, char **words, void *object)
+{
+    const struct cmd_operand *operand = command->operands;
+    int at = 0;
+
+    for (; operand && operand->name; operand++, at++) {
+        if (at == n && operand->key.required)
+            log_error("%s: %s was expected: see 'ferry help %s'", command->name, operand->name,
+                      command->name);
+        if (at == n)
+            return operand->key.required ? -EINVAL : 0;
+        if (option_set(operand->name, &operand->key, words[at], object) < 0)
+            return -EINVAL;
+    }
+    if (at < n) {
+        log_error("'%s' is not valid: an option was expected: see 'ferry help %s'", words[at],
+                  command->name);
+        return -EINVAL;
+    }
+    return 0;
+}
+
 enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, void *object)
 {
     const struct cmd_option *option;
@@ -111,12 +133,7 @@ enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, 
         if (set_option(option, object) < 0)
             return CMD_WRONG;
     }
-    if (optind < argc) {
-        log_error("'%s' is not valid: an option was expected: see 'ferry help %s'", argv[optind],
-                  command->name);
-        return CMD_WRONG;
-    }
-    return CMD_PARSED;
+    return set_operands(command, argc - optind, argv + optind, object) < 0 ? CMD_WRONG : CMD_PARSED;
 }
 
 /* One option: the two names, then its help from HELP_COLUMN on, then the default. */

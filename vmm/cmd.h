@@ -31,17 +31,29 @@ struct cmd_option {
     int (*read)(void *object, const char *text);
 };
 
+/* A word that is no option, by its place. */
+struct cmd_operand {
+    const char *name; /* in messages: "NAME" */
+    struct option_key key; /* key.required: it must be given */
+};
+
 struct command {
     const char *name;
     const char *usage;                /* what follows the name in the usage line */
     const char *summary;              /* a sentence */
     const struct cmd_option *options; /* ends with a NULL key.name */
+    const struct cmd_operand *operands; /* ends with a NULL name; or NULL: it takes none */
     const char *notes;                /* below the options; or NULL */
     enum exit_status (*run)(const struct command *command, int argc, char **argv);
 };
 
 extern const struct command cmd_run;
 extern const struct command cmd_doctor;
+extern const struct command cmd_ps;
+extern const struct command cmd_pause;
+extern const struct command cmd_resume;
+extern const struct command cmd_reboot;
+extern const struct command cmd_stop;
 
 /*
  * Reads the command's options into *object. CMD_PARSED; CMD_HELPED when --help was asked for and

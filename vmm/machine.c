@@ -24,6 +24,7 @@
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
 #include "vmm/bus.h"
+#include "vmm/control.h"
 #include "vmm/machine_internal.h"
 #include "vmm/probe.h"
 #include "vmm/util/log.h"
@@ -84,9 +85,26 @@ static void end(struct machine *m, enum machine_outcome outcome)
     loop_stop(m->loop);
 }
 
+void machine_quit(struct machine *m)
+{
+    end(m, MACHINE_QUIT);
+}
+
 static void quit_typed(void *arg)
 {
-    end(arg, MACHINE_QUIT);
+    machine_quit(arg);
+}
+
+void machine_restart(struct machine *m, const char *cause)
+{
+    raise_event(&m->events, MACHINE_RESET, cause);
+}
+
+void machine_press_power_button(struct machine *m)
+{
+    device_lock(&m->env);
+    power_button_press(m->power);
+    device_unlock(&m->env);
 }
 
 static void grace_over(struct loop_timer *timer)
@@ -107,9 +125,7 @@ static void handle_signal(struct machine *m, int number)
     }
     m->signal_number = number;
     log_info("%s: pressing the power button", strsignal(number));
-    device_lock(&m->env);
-    power_button_press(m->power);
-    device_unlock(&m->env);
+    machine_press_power_button(m);
     loop_timer_set(m->loop, &m->grace, loop_now_ns() + m->config->grace_s * NS_PER_S);
 }
 
@@ -330,9 +346,14 @@ static int build_vcpus(struct machine *m)
     return vcpus_create(&m->vcpus, &config);
 }
 
+static int build_control(struct machine *m)
+{
+    return control_create(&m->control, m->loop, m->config->name, machine_routes, m);
+}
+
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
-    build_loop,     build_kernel,        build_memory, build_vm,
+    build_loop,     build_control, build_kernel, build_memory, build_vm,
     build_busses,   build_console,       machine_arch_devices, build_disks,
     build_rng,      build_virtio_console, build_vcpus, machine_arch_load,
 };
@@ -373,14 +394,39 @@ static bool all_idle(void *arg)
     return !busy;
 }
 
-/* vCPUs parked; afterwards no request is in flight, and none begins. */
-static int pause_devices(struct machine *m)
+static void for_each_device(struct machine *m, void (*act)(struct device *dev))
 {
     device_lock(&m->env);
     for (unsigned i = 0; i < m->n_devices; i++)
-        device_pause(m->devices[i]);
+        act(m->devices[i]);
     device_unlock(&m->env);
+}
+
+/* vCPUs parked; afterwards no request is in flight, and none begins. */
+static int quiesce_devices(struct machine *m)
+{
+    for_each_device(m, device_pause);
     return loop_run_until(m->loop, all_idle, m, 0);
+}
+
+int machine_pause(struct machine *m)
+{
+    if (m->paused)
+        return -EALREADY;
+    vcpus_park(m->vcpus);
+    for_each_device(m, device_pause);
+    m->paused = true;
+    return 0;
+}
+
+int machine_resume(struct machine *m)
+{
+    if (!m->paused)
+        return -EALREADY;
+    for_each_device(m, device_resume);
+    vcpus_resume(m->vcpus);
+    m->paused = false;
+    return 0;
 }
 
 static int restart(struct machine *m)
@@ -388,15 +434,12 @@ static int restart(struct machine *m)
     int err;
 
     vcpus_park(m->vcpus);
-    err = pause_devices(m);
+    err = quiesce_devices(m);
     if (err)
         return err;
-    device_lock(&m->env);
-    for (unsigned i = 0; i < m->n_devices; i++)
-        device_reset(m->devices[i]);
-    for (unsigned i = 0; i < m->n_devices; i++)
-        device_resume(m->devices[i]);
-    device_unlock(&m->env);
+    for_each_device(m, device_reset);
+    for_each_device(m, device_resume);
+    m->paused = false;
     err = memory_clear(m->mem);
     if (!err)
         err = vm_reset(m->vm);
@@ -480,9 +523,10 @@ void machine_destroy(struct machine *m)
 {
     if (!m)
         return;
+    control_destroy(m->control);
     vcpus_destroy(m->vcpus);
-    if (m->n_devices > 0 && m->loop)
-        (void)pause_devices(m);
+    if (m->n_devices > 0)
+        (void)quiesce_devices(m);
     (void)chardev_drain(m->virtio_console, DRAIN_NS);
     (void)chardev_drain(m->serial, DRAIN_NS);
     while (m->n_devices > 0)

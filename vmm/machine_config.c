@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "vmm/control.h"
 #include "vmm/util/log.h"
 
 #define DISK_SERIAL_MAX 20 /* virtio 1.2 §5.2.6 */
@@ -264,6 +265,11 @@ int machine_config_finish(struct machine_config *config)
     if (!config->name && asprintf(&config->name, "ferry-%d", (int)getpid()) < 0) {
         config->name = NULL;
         goto no_memory;
+    }
+    if (control_check_name(config->name) < 0) {
+        log_error("--name: '%s' is not valid: at most %d letters, digits, '.', '_' or '-' were "
+                  "expected, '.' and '-' not first", config->name, CONTROL_NAME_MAX);
+        return -EINVAL;
     }
     if (!config->append) {
         config->append = default_append(config);

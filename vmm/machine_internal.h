@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+#include "vmm/control.h"
 #include "vmm/device.h"
 #include "vmm/machine.h"
 #include "vmm/util/loop.h"
@@ -36,6 +37,7 @@ struct machine {
     char net_ids[MACHINE_MAX_NETS][16];
     struct nat *nats[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
     struct vcpus *vcpus;
+    struct control *control; /* NULL: there is no folder for its socket */
 
     /* Borrowed from devices[]. */
     struct pci_bus *pci;
@@ -52,6 +54,7 @@ struct machine {
     int signal_fd;
     struct loop_op signal_op;
     struct loop_timer grace;
+    bool paused;       /* vCPUs parked and devices paused, until machine_resume() */
     int signal_number; /* the first that asked for the end, or 0 */
     bool ended;        /* outcome says how */
     enum machine_outcome outcome;
@@ -59,6 +62,17 @@ struct machine {
 
 /* Takes over a device that was created; it is destroyed in reverse order. -ENOSPC frees it. */
 int machine_add_device(struct machine *m, struct device *dev);
+
+/* ---- what the control socket can ask for; loop's thread; machine_control.c has the routes ---- */
+
+extern const struct control_route machine_routes[];
+
+/* vCPUs parked, devices take no new requests; those in flight end soon after. -EALREADY. */
+int machine_pause(struct machine *m);
+int machine_resume(struct machine *m); /* -EALREADY */
+void machine_press_power_button(struct machine *m);
+void machine_restart(struct machine *m, const char *cause);
+void machine_quit(struct machine *m);
 
 /* ---- the architecture's part ---- */
 

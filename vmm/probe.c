@@ -18,6 +18,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmm/util/rundir.h"
+
 #define CACHE_NAME "kvm"
 #define CACHE_FORMAT "ferry-kvm-traits-1"
 #define CACHE_MAX 256
@@ -115,25 +117,6 @@ close_directory:
     return error;
 }
 
-/* $XDG_RUNTIME_DIR/ferry, or /run/ferry for root; made when it is not there. */
-static int cache_directory(char *path, size_t size)
-{
-    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
-    int len;
-
-    if (!runtime || *runtime != '/') {
-        if (geteuid() != 0)
-            return -ENOENT;
-        runtime = "/run";
-    }
-    len = snprintf(path, size, "%s/ferry", runtime);
-    if (len < 0 || (size_t)len >= size)
-        return -ENAMETOOLONG;
-    if (mkdir(path, 0700) < 0 && errno != EEXIST)
-        return -errno;
-    return 0;
-}
-
 static int cache_key(int kvm_fd, char *key, size_t size)
 {
     char boot_id[48] = "";
@@ -155,7 +138,7 @@ static int cache_key(int kvm_fd, char *key, size_t size)
 int kvm_probe(int kvm_fd, struct kvm_traits *out)
 {
     char directory[PATH_MAX], key[KEY_MAX + 1];
-    bool cached = cache_directory(directory, sizeof(directory)) == 0 &&
+    bool cached = rundir_path(directory, sizeof(directory)) == 0 &&
                   cache_key(kvm_fd, key, sizeof(key)) == 0;
     int error;
 

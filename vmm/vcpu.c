@@ -384,6 +384,8 @@ static void set_target(struct vcpus *set, enum target target)
 
 void vcpus_resume(struct vcpus *vcpus)
 {
+    for (unsigned i = 0; i < vcpus->config.count; i++)
+        arch_vcpu_resuming(vcpus->vcpus[i].fd);
     set_target(vcpus, TARGET_RUN);
 }
 

@@ -1,0 +1,30 @@
+/*
+ * Asks a running ferry by its control socket (vmm/control.h): one request, one answer.
+ */
+#ifndef FERRY_CLIENT_H
+#define FERRY_CLIENT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+/*
+ * method and path as in the table of routes; body NULL: none. *reply (may be NULL) is then the
+ * answer's JSON or NULL, owned by the caller. Blocks, a few seconds at most. Errors: -ENOENT (no
+ * guest of that name runs), -EREMOTEIO (it refused), -EIO (no sense in the answer), others of
+ * libcurl's as -EIO; logged, unless `quiet`.
+ */
+struct client_request {
+    const char *name;
+    const char *method;
+    const char *path;
+    const json_t *body;
+    bool quiet;
+};
+int client_ask(const struct client_request *request, json_t **reply);
+
+/* Calls `each` with the name of every control socket there is, in order of name. 0 or a negative
+ * errno, logged; when there is no run-time folder, there are none. */
+int client_names(void (*each)(void *arg, const char *name), void *arg);
+
+#endif

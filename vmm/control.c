@@ -1,0 +1,386 @@
+/*
+ * The control socket: listens by io_uring, and hands connections to libmicrohttpd.
+ *
+ * Parses no HTTP (libmicrohttpd) and no JSON (jansson), and knows no machine. The library is loaded
+ * with the first client; until then an idle process has one pending poll. It runs in its external
+ * epoll mode: its epoll descriptor is polled by the loop, its time-outs are a timer of the loop.
+ * The event loop's thread; no locks but a file lock while a name is taken.
+ * Texts: RFC 9110 §15 (status codes), unix(7).
+ */
+#include "vmm/control.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "vmm/http_api.h"
+#include "vmm/util/log.h"
+#include "vmm/util/loop.h"
+#include "vmm/util/rundir.h"
+
+#define BACKLOG 8
+#define MAX_CLIENTS 16u
+#define CLIENT_TIMEOUT_S 10u
+#define CLIENT_MEMORY (32u * 1024)
+#define BODY_MAX (64u * 1024)
+#define NS_PER_MS 1000000ull
+
+struct control {
+    struct loop *loop;                  /* borrowed */
+    const struct control_route *routes; /* borrowed */
+    void *opaque;
+    int listen_fd;                      /* owns */
+    struct sockaddr_un address;         /* its path; empty when not bound */
+    struct loop_op accept_op, epoll_op;
+    struct loop_timer timeout;
+    struct http_api api;
+    struct MHD_Daemon *daemon;          /* owns; NULL before the first client */
+    int epoll_fd;                       /* the daemon's */
+};
+
+/* One request while its body arrives. */
+struct request {
+    size_t length;
+    bool too_long;
+    char body[BODY_MAX];
+};
+
+int control_check_name(const char *name)
+{
+    size_t n = strlen(name);
+
+    if (n == 0 || n > CONTROL_NAME_MAX || name[0] == '.' || name[0] == '-')
+        return -EINVAL;
+    for (size_t i = 0; i < n; i++)
+        if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-", name[i]))
+            return -EINVAL;
+    return 0;
+}
+
+/* ---- answers ---- */
+
+static enum MHD_Result answer(struct control *c, struct MHD_Connection *connection, unsigned status,
+                              const json_t *json)
+{
+    char *text = json ? json_dumps(json, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+    struct MHD_Response *response =
+        c->api.create_response(text ? strlen(text) : 0, text, MHD_RESPMEM_MUST_FREE);
+    enum MHD_Result result;
+
+    if (!response) {
+        free(text);
+        return MHD_NO;
+    }
+    if (text)
+        c->api.add_header(response, "Content-Type", "application/json");
+    result = c->api.queue_response(connection, status, response);
+    c->api.destroy_response(response);
+    return result;
+}
+
+static enum MHD_Result answer_error(struct control *c, struct MHD_Connection *connection,
+                                    unsigned status, const char *text)
+{
+    json_t *json = json_string(text);
+    enum MHD_Result result = answer(c, connection, status, json);
+
+    json_decref(json);
+    return result;
+}
+
+static unsigned status_of(int error, const json_t *reply)
+{
+    switch (error) {
+    case 0: return reply ? MHD_HTTP_OK : MHD_HTTP_NO_CONTENT;
+    case -EINVAL: return MHD_HTTP_BAD_REQUEST;
+    case -EALREADY: return MHD_HTTP_CONFLICT;
+    default: return MHD_HTTP_INTERNAL_SERVER_ERROR;
+    }
+}
+
+static enum MHD_Result serve(struct control *c, struct MHD_Connection *connection,
+                             const struct control_route *route, const struct request *request)
+{
+    json_t *body = NULL, *reply = NULL;
+    enum MHD_Result result;
+    json_error_t error;
+    int err;
+
+    if (request->too_long)
+        return answer_error(c, connection, MHD_HTTP_CONTENT_TOO_LARGE, "the body is too long");
+    if (request->length > 0) {
+        body = json_loadb(request->body, request->length, JSON_REJECT_DUPLICATES, &error);
+        if (!json_is_object(body)) {
+            json_decref(body);
+            return answer_error(c, connection, MHD_HTTP_BAD_REQUEST,
+                                "the body is no JSON object");
+        }
+    }
+    err = route->handle(c->opaque, body, &reply);
+    json_decref(body);
+    if (err && !reply)
+        reply = json_string(strerror(-err));
+    result = answer(c, connection, status_of(err, reply), reply);
+    json_decref(reply);
+    return result;
+}
+
+static enum MHD_Result route_request(struct control *c, struct MHD_Connection *connection,
+                                     const char *method, const char *path,
+                                     const struct request *request)
+{
+    bool path_known = false;
+
+    for (const struct control_route *r = c->routes; r->method; r++) {
+        if (strcmp(r->path, path) != 0)
+            continue;
+        path_known = true;
+        if (strcmp(r->method, method) == 0)
+            return serve(c, connection, r, request);
+    }
+    if (path_known)
+        return answer_error(c, connection, MHD_HTTP_METHOD_NOT_ALLOWED, "another method is needed");
+    return answer_error(c, connection, MHD_HTTP_NOT_FOUND, "no such path");
+}
+
+/* libmicrohttpd's access handler: once for the header, for each piece of the body, and at the end. */
+static enum MHD_Result on_request(void *opaque, struct MHD_Connection *connection, const char *path,
+                                  const char *method, const char *version, const char *data,
+                                  size_t *data_size, void **request_of)
+{
+    struct request *request = *request_of;
+
+    (void)version;
+    if (!request) {
+        *request_of = calloc(1, sizeof(*request));
+        return *request_of ? MHD_YES : MHD_NO;
+    }
+    if (*data_size == 0)
+        return route_request(opaque, connection, method, path, request);
+    if (*data_size > sizeof(request->body) - request->length) {
+        request->too_long = true;
+    } else {
+        memcpy(request->body + request->length, data, *data_size);
+        request->length += *data_size;
+    }
+    *data_size = 0;
+    return MHD_YES;
+}
+
+static void on_completed(void *opaque, struct MHD_Connection *connection, void **request_of,
+                         enum MHD_RequestTerminationCode code)
+{
+    (void)opaque;
+    (void)connection;
+    (void)code;
+    free(*request_of);
+    *request_of = NULL;
+}
+
+/* ---- the library in our loop ---- */
+
+static void run_daemon(struct control *c)
+{
+    MHD_UNSIGNED_LONG_LONG ms;
+
+    c->api.run(c->daemon);
+    if (!c->epoll_op.pending)
+        loop_poll(c->loop, &c->epoll_op, c->epoll_fd, POLLIN);
+    if (c->api.get_timeout(c->daemon, &ms) == MHD_YES)
+        loop_timer_set(c->loop, &c->timeout, loop_now_ns() + ms * NS_PER_MS);
+    else
+        loop_timer_cancel(&c->timeout);
+}
+
+static void epoll_ready(struct loop_op *op, int result)
+{
+    struct control *c = (struct control *)((char *)op - offsetof(struct control, epoll_op));
+
+    if (result >= 0 && c->daemon)
+        run_daemon(c);
+}
+
+static void timed_out(struct loop_timer *timer)
+{
+    run_daemon((struct control *)((char *)timer - offsetof(struct control, timeout)));
+}
+
+static int start_daemon(struct control *c)
+{
+    const union MHD_DaemonInfo *info;
+    int err = http_api_load(&c->api);
+
+    if (err)
+        return err;
+    c->daemon = c->api.start_daemon(
+        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET, 0, NULL, NULL, on_request, c,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL,
+        MHD_OPTION_CONNECTION_LIMIT, MAX_CLIENTS,
+        MHD_OPTION_CONNECTION_TIMEOUT, CLIENT_TIMEOUT_S,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CLIENT_MEMORY,
+        MHD_OPTION_END);
+    if (!c->daemon) {
+        log_error("the control socket: libmicrohttpd does not start");
+        return -EIO;
+    }
+    info = c->api.get_daemon_info(c->daemon, MHD_DAEMON_INFO_EPOLL_FD);
+    c->epoll_fd = info ? info->epoll_fd : -1;
+    return c->epoll_fd < 0 ? -EIO : 0;
+}
+
+static void client_waits(struct loop_op *op, int result)
+{
+    struct control *c = (struct control *)((char *)op - offsetof(struct control, accept_op));
+    int fd;
+
+    if (result < 0)
+        return;
+    while ((fd = accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0) {
+        if (!c->daemon && start_daemon(c) < 0) {
+            close(fd);
+            return; /* told once; nobody is listened to any more */
+        }
+        /* It takes over fd, also when it refuses. Its address is for policies we have not set. */
+        (void)c->api.add_connection(c->daemon, fd, (const struct sockaddr *)&c->address,
+                                    sizeof(c->address));
+        run_daemon(c);
+    }
+    loop_poll(c->loop, &c->accept_op, c->listen_fd, POLLIN);
+}
+
+/* ---- the socket ---- */
+
+/* Whether somebody listens at the address. */
+static bool in_use(const struct sockaddr_un *address)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool answered;
+
+    if (fd < 0)
+        return false;
+    answered = connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0;
+    close(fd);
+    return answered;
+}
+
+/* Under the folder's lock, so that of two who take a name at once one is told. */
+static int bind_name(struct control *c, const char *name)
+{
+    int err = 0;
+
+    if (in_use(&c->address)) {
+        log_error("--name: '%s' is taken: a guest of that name runs; see 'ferry ps'", name);
+        return -EADDRINUSE;
+    }
+    (void)unlink(c->address.sun_path); /* left by a process that was killed */
+    if (bind(c->listen_fd, (const struct sockaddr *)&c->address, sizeof(c->address)) < 0 ||
+        chmod(c->address.sun_path, 0600) < 0 || listen(c->listen_fd, BACKLOG) < 0) {
+        err = -errno;
+        log_error("the control socket %s: %s", c->address.sun_path, strerror(-err));
+        c->address.sun_path[0] = '\0';
+    }
+    return err;
+}
+
+static int take_name(struct control *c, const char *folder, const char *name)
+{
+    char lock_path[PATH_MAX + 8];
+    int err, len, lock_fd;
+
+    len = snprintf(c->address.sun_path, sizeof(c->address.sun_path), "%s/%s.sock", folder, name);
+    if (len < 0 || (size_t)len >= sizeof(c->address.sun_path)) {
+        log_error("the control socket %s/%s.sock: the path is longer than the %zu bytes that a "
+                  "socket's may have; choose a shorter --name", folder, name,
+                  sizeof(c->address.sun_path) - 1);
+        c->address.sun_path[0] = '\0';
+        return -ENAMETOOLONG;
+    }
+    snprintf(lock_path, sizeof(lock_path), "%s/.lock", folder);
+    lock_fd = open(lock_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (lock_fd < 0 || flock(lock_fd, LOCK_EX) < 0) {
+        err = -errno;
+        log_error("the control socket's lock %s: %s", lock_path, strerror(-err));
+    } else {
+        err = bind_name(c, name);
+    }
+    if (err)
+        c->address.sun_path[0] = '\0';
+    if (lock_fd >= 0)
+        close(lock_fd);
+    return err;
+}
+
+int control_create(struct control **out, struct loop *loop, const char *name,
+                   const struct control_route *routes, void *opaque)
+{
+    char folder[PATH_MAX];
+    struct control *c;
+    int err = rundir_path(folder, sizeof(folder));
+
+    *out = NULL;
+    if (err) {
+        log_info("no control socket: no folder for it (XDG_RUNTIME_DIR): %s", strerror(-err));
+        return 0;
+    }
+    c = calloc(1, sizeof(*c));
+    if (!c)
+        return -ENOMEM;
+    c->loop = loop;
+    c->routes = routes;
+    c->opaque = opaque;
+    c->epoll_fd = -1;
+    c->address.sun_family = AF_UNIX;
+    c->accept_op.done = client_waits;
+    c->epoll_op.done = epoll_ready;
+    c->timeout.expired = timed_out;
+    c->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (c->listen_fd < 0) {
+        err = -errno;
+        log_error("the control socket: %s", strerror(-err));
+        goto destroy;
+    }
+    err = take_name(c, folder, name);
+    if (err)
+        goto destroy;
+    loop_poll(loop, &c->accept_op, c->listen_fd, POLLIN);
+    *out = c;
+    return 0;
+destroy:
+    control_destroy(c);
+    return err;
+}
+
+static bool idle(void *arg)
+{
+    const struct control *c = arg;
+
+    return !c->accept_op.pending && !c->epoll_op.pending;
+}
+
+void control_destroy(struct control *control)
+{
+    if (!control)
+        return;
+    if (control->address.sun_path[0])
+        (void)unlink(control->address.sun_path);
+    loop_timer_cancel(&control->timeout);
+    loop_cancel(control->loop, &control->accept_op);
+    loop_cancel(control->loop, &control->epoll_op);
+    if (control->daemon) {
+        control->api.stop_daemon(control->daemon);
+        control->daemon = NULL;
+    }
+    (void)loop_run_until(control->loop, idle, control, 0);
+    if (control->listen_fd >= 0)
+        close(control->listen_fd);
+    free(control);
+}

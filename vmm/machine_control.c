@@ -1,0 +1,129 @@
+/*
+ * What a machine answers on its control socket: the paths and names of the Cloud Hypervisor API
+ * (/api/v1), as far as Ferry has what they name.
+ *
+ * Composition root. The event loop's thread; no handler blocks longer than parking the vCPUs takes.
+ */
+#include <errno.h>
+#include <unistd.h>
+
+#include "vmm/control.h"
+#include "vmm/machine_internal.h"
+
+static int ping(void *opaque, const json_t *body, json_t **reply)
+{
+    (void)opaque;
+    (void)body;
+    *reply = json_pack("{s:s, s:s, s:i, s:[]}", "build_version", "ferry " FERRY_VERSION, "version",
+                       FERRY_VERSION, "pid", (int)getpid(), "features");
+    return *reply ? 0 : -ENOMEM;
+}
+
+static json_t *describe_disks(const struct machine_config *config)
+{
+    json_t *disks = json_array();
+
+    for (unsigned i = 0; i < config->n_disks; i++)
+        json_array_append_new(disks, json_pack("{s:s, s:b, s:b}", "path", config->disks[i].path,
+                                               "readonly", config->disks[i].readonly, "direct",
+                                               config->disks[i].direct));
+    return disks;
+}
+
+static json_t *describe_nets(const struct machine_config *config)
+{
+    json_t *nets = json_array();
+
+    for (unsigned i = 0; i < config->n_nets; i++) {
+        const uint8_t *mac = config->nets[i].mac.bytes;
+
+        json_array_append_new(nets, json_pack("{s:s, s:o}", "mode", "nat", "mac",
+                                              json_sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0],
+                                                           mac[1], mac[2], mac[3], mac[4],
+                                                           mac[5])));
+    }
+    return nets;
+}
+
+static int info(void *opaque, const json_t *body, json_t **reply)
+{
+    const struct machine *m = opaque;
+    const struct machine_config *c = m->config;
+
+    (void)body;
+    *reply = json_pack("{s:s, s:i, s:s, s:I, s:{s:{s:i}, s:{s:I}, s:{s:s, s:s?, s:s}, s:o, s:o}}",
+                       "name", c->name, "pid", (int)getpid(), "state",
+                       m->paused ? "Paused" : "Running", "memory_actual_size",
+                       (json_int_t)c->memory.size, "config", "cpus", "boot_vcpus", (int)c->cpus,
+                       "memory", "size", (json_int_t)c->memory.size, "payload", "kernel", c->kernel,
+                       "initramfs", c->initrd, "cmdline", c->append, "disks", describe_disks(c),
+                       "net", describe_nets(c));
+    return *reply ? 0 : -ENOMEM;
+}
+
+static int pause_vm(void *opaque, const json_t *body, json_t **reply)
+{
+    int err = machine_pause(opaque);
+
+    (void)body;
+    if (err == -EALREADY)
+        *reply = json_string("the guest is paused already");
+    return err;
+}
+
+static int resume_vm(void *opaque, const json_t *body, json_t **reply)
+{
+    int err = machine_resume(opaque);
+
+    (void)body;
+    if (err == -EALREADY)
+        *reply = json_string("the guest is not paused");
+    return err;
+}
+
+static int press_power_button(void *opaque, const json_t *body, json_t **reply)
+{
+    const struct machine *m = opaque;
+
+    (void)body;
+    if (m->paused) {
+        *reply = json_string("the guest is paused and would not notice; resume it first");
+        return -EALREADY;
+    }
+    machine_press_power_button(opaque);
+    return 0;
+}
+
+static int reboot_vm(void *opaque, const json_t *body, json_t **reply)
+{
+    const struct machine *m = opaque;
+
+    (void)body;
+    if (m->config->no_reboot) {
+        *reply = json_string("the guest was started with --no-reboot");
+        return -EALREADY;
+    }
+    machine_restart(opaque, "asked for by the control socket");
+    return 0;
+}
+
+/* The answer leaves before the loop notices the end. */
+static int shut_down(void *opaque, const json_t *body, json_t **reply)
+{
+    (void)body;
+    (void)reply;
+    machine_quit(opaque);
+    return 0;
+}
+
+const struct control_route machine_routes[] = {
+    {"GET", "/api/v1/vmm.ping", ping},
+    {"GET", "/api/v1/vm.info", info},
+    {"PUT", "/api/v1/vm.pause", pause_vm},
+    {"PUT", "/api/v1/vm.resume", resume_vm},
+    {"PUT", "/api/v1/vm.power-button", press_power_button},
+    {"PUT", "/api/v1/vm.reboot", reboot_vm},
+    {"PUT", "/api/v1/vm.shutdown", shut_down},
+    {"PUT", "/api/v1/vmm.shutdown", shut_down},
+    {0},
+};
