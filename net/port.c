@@ -19,10 +19,15 @@ void net_port_connect(struct net_port *a, struct net_port *b)
 
 void net_port_disconnect(struct net_port *port)
 {
-    if (!port->peer)
+    struct net_port *peer = port->peer;
+
+    if (!peer)
         return;
-    port->peer->peer = NULL;
     port->peer = NULL;
+    peer->peer = NULL;
+    /* What it holds back for want of room may go now: nowhere. */
+    if (peer->ops->ready)
+        peer->ops->ready(peer);
 }
 
 int net_port_send(struct net_port *port, const struct net_frame *frame)

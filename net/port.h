@@ -62,7 +62,8 @@ struct net_port {
     struct net_port_counters sent;     /* from this end to its peer */
 };
 
-/* Plugs two unplugged ends together; unplugs either end of a wire. */
+/* Plugs two unplugged ends together; unplugs either end of a wire, whose peer then gets ready(), for
+ * nobody else would let it go on. */
 void net_port_connect(struct net_port *a, struct net_port *b);
 void net_port_disconnect(struct net_port *port);
 

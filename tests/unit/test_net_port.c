@@ -108,6 +108,13 @@ Test(port, either_end_unplugs_both)
     cr_assert_null(b.port.peer);
 }
 
+Test(port, who_is_unplugged_by_its_peer_may_send_what_it_held_back)
+{
+    net_port_disconnect(&a.port);
+    cr_assert_eq(b.readied, 1);
+    cr_assert_eq(a.readied, 0);
+}
+
 Test(port, unplugging_twice_does_no_harm)
 {
     net_port_disconnect(&a.port);

@@ -1,0 +1,50 @@
+/*
+ * virtio-net: a guest's network card (virtio 1.2 §5.1), one end of a wire.
+ *
+ * One receive and one transmit queue, and a control queue for the receive filter and the address.
+ * No offloads: frames are whole and carry their checksums.
+ *
+ * Threads: as struct virtio_class says. The port's callbacks run on the event loop's thread
+ * without the device lock, and take it; what the card sends to its peer, it sends without the lock.
+ */
+#ifndef FERRY_VIRTIO_NET_H
+#define FERRY_VIRTIO_NET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "devices/virtio/virtio.h"
+#include "net/port.h"
+
+#define VIRTIO_NET_MIN_MTU 1280u /* §5.1.4.1: SHOULD be at least that */
+#define VIRTIO_NET_MAX_MTU 65520u
+
+struct virtio_net_options {
+    uint8_t mac[6]; /* a station's, not a group's */
+    uint16_t mtu;   /* told to the driver: VIRTIO_NET_MIN_MTU..VIRTIO_NET_MAX_MTU; 0: not told */
+};
+
+/* Frames that came for the guest and were not given to it. */
+struct virtio_net_counters {
+    uint64_t not_ready; /* no driver was there, or the link was down */
+    uint64_t filtered;  /* the driver's filter did not want them */
+    uint64_t too_long;  /* for the MTU, or for the driver's buffers */
+    uint64_t malformed; /* sent by the guest, and no frames */
+};
+
+/*
+ * *out goes to a transport, which owns it from then on. *port is the card's end of the wire, owned
+ * by it; NULL is unplugged. env and its parts are borrowed. -EINVAL (options; logged), -ENOMEM.
+ */
+int virtio_net_create(struct virtio_device **out, const struct device_env *env, const char *id,
+                      const struct virtio_net_options *options, struct net_port **port);
+
+/* The cable, as the driver sees it (§5.1.4: status). Up from the start. With the device lock held;
+ * loop thread. */
+void virtio_net_set_link(struct virtio_device *vdev, bool up);
+
+/* Loop thread. */
+void virtio_net_get_counters(const struct virtio_device *vdev,
+                             struct virtio_net_counters *counters);
+
+#endif
