@@ -1,0 +1,180 @@
+#!/bin/bash
+# Measures Ferry beside QEMU in the same run, and prints Markdown tables: time to a payload guest's
+# first output, memory beyond the guest's own, costs of exits and of a disk, and in the lab the time
+# to user space. Asserts nothing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+BUILD=${BUILD:-build}
+FERRY=$BUILD/ferry
+GUESTS=$BUILD/guest
+FIRST=$BUILD/tests/bench/first-output
+WORK=$(mktemp -d "${TMPDIR:-/tmp}/ferry-bench.XXXXXX")
+trap 'rm -rf "$WORK"' EXIT
+
+usage() {
+    cat <<EOF
+Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [lab]
+Measure Ferry beside QEMU; all four parts, or those that are named.
+
+  --rounds N      runs of each program for start (default: $rounds) ...
+  --lab-rounds N  ... and in the lab (default: $lab_rounds)
+  --kernel FILE   the kernel whose boot is timed in the lab (default: Debian's cloud kernel)
+EOF
+}
+
+rounds=20
+lab_rounds=5
+kernel=
+parts=()
+while (($#)); do
+    case $1 in
+        --rounds) rounds=$2; shift ;;
+        --lab-rounds) lab_rounds=$2; shift ;;
+        --kernel) kernel=$2; shift ;;
+        start | memory | costs | lab) parts+=("$1") ;;
+        -h | --help) usage; exit ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    shift
+done
+((${#parts[@]})) || parts=(start memory costs lab)
+
+# Both programs are given as little to do as they can be: no default devices, no configuration.
+qemu=(qemu-system-x86_64 -enable-kvm -nodefaults -no-user-config -display none -serial stdio
+    -no-reboot -m 512)
+# QEMU 7.2 asks KVM for a feature that not every KVM has.
+qemu_here=("${qemu[@]}" -cpu 'host,-arch-capabilities')
+
+# table UNIT FILE: the lines of first-output, which are in microseconds, as a table whose first row
+# the others are compared with.
+table() {
+    echo "| | minimum | median | maximum | median, against the first |"
+    echo "| --- | ---: | ---: | ---: | ---: |"
+    awk -F '\t' -v unit="$1" '
+        function in_unit(us) { return unit == "s" ? sprintf("%.2f s", us / 1e6) : sprintf("%.1f ms", us / 1e3) }
+        NR == 1 { first = $3 }
+        { printf "| %s | %s | %s | %s | %.2f |\n", $1, in_unit($2), in_unit($3), in_unit($4), $3 / first }' "$2"
+}
+
+start() {
+    echo "## From exec to a payload guest's first output"
+    echo
+    "$FIRST" --rounds "$rounds" --until hello \
+        ferry "$FERRY" run -k "$GUESTS/hello.elf" ::: \
+        'QEMU microvm' "${qemu_here[@]}" -M microvm -kernel "$GUESTS/hello.elf" >"$WORK/start"
+    table ms "$WORK/start"
+    echo
+}
+
+# beyond PID: what the process has in memory, in KiB as RSS and PSS, without the mapping of its
+# guest's memory, which is a memfd in both programs.
+beyond() {
+    awk '/^[0-9a-f]+-[0-9a-f]+ / { guest = $6 ~ /memfd:/ }
+         !guest && $1 == "Rss:" { rss += $2 }
+         !guest && $1 == "Pss:" { pss += $2 }
+         END { print rss, pss }' "/proc/$1/smaps"
+}
+
+# memory_of NAME COMMAND...: a row of the table; the guest runs on until it is killed.
+memory_of() {
+    local name=$1 pid line figures
+    shift
+    mkfifo "$WORK/fifo"
+    "$@" </dev/null >"$WORK/fifo" 2>"$WORK/err" &
+    pid=$!
+    exec 3<"$WORK/fifo"
+    rm "$WORK/fifo"
+    while read -r -t 60 -u 3 line; do [[ $line != *status=spin* ]] || break; done
+    figures=$(beyond $pid)
+    kill -KILL $pid
+    wait $pid 2>/dev/null || :
+    exec 3<&-
+    printf '| %s | %s KiB | %s KiB |\n' "$name" "${figures% *}" "${figures#* }"
+}
+
+memory() {
+    local disk=$WORK/disk
+    truncate -s 64M "$disk"
+    echo "## Memory of the process beyond the guest's own"
+    echo
+    echo "One disk, one network card with NAT, a payload guest of 512 MiB that runs. RSS counts shared"
+    echo "libraries wholly, PSS by share."
+    echo
+    echo "| | RSS | PSS |"
+    echo "| --- | ---: | ---: |"
+    memory_of ferry "$FERRY" run -k "$GUESTS/hello.elf" -a status=spin -d "$disk" -n nat
+    memory_of 'QEMU microvm' "${qemu_here[@]}" -M microvm,memory-backend=ram \
+        -object memory-backend-memfd,id=ram,size=512M -kernel "$GUESTS/hello.elf" \
+        -append status=spin -drive "if=none,id=disk,format=raw,file=$disk" \
+        -device virtio-blk-device,drive=disk -netdev user,id=net -device virtio-net-device,netdev=net
+    echo
+}
+
+# cost_rows PREFIX FILE: the lines "cost NAME NANOSECONDS" of a payload, as rows. At a depth over 1
+# the figure is the time from one completion to the next.
+cost_rows() {
+    awk -v prefix="$1" '$1 == "cost" && $3 > 0 {
+        printf "| %s%s | %.1f µs | %d |\n", prefix, $2, $3 / 1000, 1e9 / $3 }' "$2"
+}
+
+costs() {
+    local disk=$PWD/$BUILD/bench.disk
+    echo "## What things cost a guest of Ferry"
+    echo
+    "$FERRY" doctor | sed -nE 's/^[a-z]+ +kernel code +(.*)/Kernel code: \1. A name with cpl0 is a cost in the kernel, others are at CPL 3./p'
+    echo
+    echo "| | each | a second |"
+    echo "| --- | ---: | ---: |"
+    "$FERRY" run -k "$GUESTS/exits.elf" -a '' >"$WORK/exits" || :
+    cost_rows '' "$WORK/exits"
+    # Real blocks: those of a sparse file cost nothing to read.
+    dd if=/dev/urandom of="$disk" bs=1M count=64 status=none
+    "$FERRY" run -k "$GUESTS/blk.elf" -a 'ms=1000' -d "$disk" >"$WORK/blk" || :
+    cost_rows 'page cache: ' "$WORK/blk"
+    if "$FERRY" run -k "$GUESTS/blk.elf" -a 'ms=1000' -d "$disk,direct=on" >"$WORK/direct" 2>/dev/null; then
+        cost_rows 'O_DIRECT: ' "$WORK/direct"
+    fi
+    rm "$disk"
+    echo
+}
+
+# The script that runs in the lab, with the figures for first-output and the command line.
+in_lab() {
+    cat <<EOF
+set -e
+first-output --rounds $lab_rounds --until 'user space' \\
+    ferry ferry run -m 512M -k vmlinuz -i init.cpio -a 'console=ttyS0 quiet' ::: \\
+    'QEMU microvm' ${qemu[*]} -cpu host -M microvm -kernel vmlinuz -initrd init.cpio \\
+        -append 'console=ttyS0 quiet' ::: \\
+    'QEMU q35' ${qemu[*]} -cpu host -M q35 -kernel vmlinuz -initrd init.cpio -append 'console=ttyS0 quiet'
+EOF
+}
+
+lab() {
+    local file puts=()
+    mkdir "$WORK/initramfs"
+    ${CC:-gcc} -O2 -static -o "$WORK/initramfs/init" tests/bench/init.c
+    (cd "$WORK/initramfs" && echo init | cpio --quiet --create --format=newc) >"$WORK/init.cpio"
+    in_lab >"$WORK/script"
+    [[ $kernel ]] || kernel=$(tests/lab/fetch.sh --kernel)
+    # QEMU's firmware, where it looks for it.
+    for file in qemu/bios-microvm.bin qemu/qboot.rom qemu/linuxboot_dma.bin qemu/kvmvapic.bin \
+        qemu/pvh.bin seabios/bios-256k.bin seabios/bios-microvm.bin; do
+        [[ ! -e /usr/share/$file ]] || puts+=(--put "/usr/share/$file:/usr/share/$file")
+    done
+    echo "## From exec to user space, in the lab"
+    echo
+    echo "$(basename "$(dirname "$(realpath "$kernel")")"), \`quiet\`, an initramfs that holds nothing but a first" \
+        "process; all times are those of an emulated processor."
+    echo
+    tests/lab/lab run --put "$FERRY" --put "$FIRST" --put "$(command -v qemu-system-x86_64)" \
+        "${puts[@]}" --put "$kernel:/root/vmlinuz" --put "$WORK/init.cpio:/root/init.cpio" \
+        --memory 3G --script "$WORK/script" | tr -d '\r' >"$WORK/lab"
+    table s "$WORK/lab"
+    echo
+}
+
+echo "# Ferry $(cat VERSION) beside $(qemu-system-x86_64 --version | head -1)"
+echo
+for part in "${parts[@]}"; do $part; done
