@@ -90,6 +90,7 @@ struct virtio_pci {
     struct queue_bell bells[VIRTIO_MAX_QUEUES];
     struct loop_call call;      /* handle_on_loop() */
     bool call_pending;
+    bool closing;               /* being destroyed: what is on its way starts nothing any more */
     uint64_t kicks;             /* bit i: queue i was kicked by a write that exited */
     struct state_part inner;    /* the virtio device's own, behind ours that checks more */
 };
@@ -141,7 +142,7 @@ static void handle_on_loop(struct loop_call *call)
 
     device_lock(vp->env);
     vp->call_pending = false;
-    for (unsigned i = 0; i < vp->vdev->n_queues; i++) {
+    for (unsigned i = 0; i < vp->vdev->n_queues && !vp->closing; i++) {
         struct queue_bell *bell = &vp->bells[i];
 
         if (bell->fd < 0 || bell->watched)
@@ -151,7 +152,7 @@ static void handle_on_loop(struct loop_call *call)
     }
     kicks = vp->kicks;
     vp->kicks = 0;
-    for (; kicks != 0; kicks &= kicks - 1)
+    for (; kicks != 0 && !vp->closing; kicks &= kicks - 1)
         virtio_queue_kicked(vp->vdev, (unsigned)__builtin_ctzll(kicks));
     device_unlock(vp->env);
 }
@@ -722,7 +723,7 @@ static void vp_destroy(struct device *dev)
 
     device_lock(vp->env);
     vp->mapped = false;
-    vp->vdev->paused = true; /* what is still on its way shall start nothing */
+    vp->closing = true;
     sync_bells(vp);
     device_unlock(vp->env);
     for (unsigned i = 0; i < vp->vdev->n_queues; i++)
