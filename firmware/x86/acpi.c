@@ -252,9 +252,10 @@ static void add_motherboard(struct aml *aml, const struct acpi_config *config)
 {
     struct aml_resources res = {0};
 
-    aml_res_io(&res, PLATFORM_SLEEP_CONTROL_PORT, 1);
-    aml_res_io(&res, PLATFORM_SLEEP_STATUS_PORT, 1);
-    aml_res_io(&res, PLATFORM_RESET_PORT, 1);
+    _Static_assert(PLATFORM_SLEEP_STATUS_PORT == PLATFORM_SLEEP_CONTROL_PORT + 1 &&
+                   PLATFORM_RESET_PORT == PLATFORM_SLEEP_CONTROL_PORT + 2, "one range of ports");
+
+    aml_res_io(&res, PLATFORM_SLEEP_CONTROL_PORT, 3);
     if (config->has_pci)
         aml_res_memory32_fixed(&res, PLATFORM_ECAM_BASE, PLATFORM_ECAM_SIZE);
     aml_device(aml, "MBRD");

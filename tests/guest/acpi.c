@@ -54,7 +54,7 @@ static void check_fadt(void)
 {
     const char *fadt = (const char *)acpi_find("FACP");
     uint32_t flags, length;
-    uint64_t dsdt = 0;
+    uint64_t dsdt = 0, sleep_control = 0;
 
     if (fadt == NULL) {
         not_ok("fadt", "missing");
@@ -67,9 +67,12 @@ static void check_fadt(void)
     check_table((const struct acpi_header *)(uintptr_t)dsdt, "DSDT");
     memcpy(&flags, fadt + FADT_FLAGS, 4);
     print("fadt flags %08x\n", flags);
-    if ((flags & FADT_HW_REDUCED) != 0)
-        check(length >= FADT_SLEEP_CONTROL + 24 && fadt[FADT_SLEEP_CONTROL + 4] != 0,
-              "fadt-sleep-control", "hardware-reduced without a sleep control register");
+    if ((flags & FADT_HW_REDUCED) == 0)
+        return;
+    if (length >= FADT_SLEEP_CONTROL + 24)
+        memcpy(&sleep_control, fadt + FADT_SLEEP_CONTROL + 4, 8);
+    check(sleep_control != 0, "fadt-sleep-control",
+          "hardware-reduced without a sleep control register");
 }
 
 static void check_madt(void)
