@@ -5,7 +5,6 @@
  * memory. The thread that starts and resets the machine; no lock.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "firmware/kernel_internal.h"
 #include "vmm/util/log.h"
@@ -110,9 +109,10 @@ static int load_segment(const struct kernel_source *source, const struct kernel_
         err = kernel_source_read(source, to, s->file_size, s->offset);
     if (err)
         return err;
-    memset(to + s->file_size, 0, s->mem_size - s->file_size);
-    memory_mark_dirty(mem, s->at, s->mem_size);
-    return 0;
+    memory_mark_dirty(mem, s->at, s->file_size);
+    if (s->mem_size > s->file_size)
+        err = memory_zero(mem, s->at + s->file_size, s->mem_size - s->file_size);
+    return err;
 }
 
 int kernel_plan_load(const struct kernel_plan *plan, const struct kernel_source *source,

@@ -26,6 +26,8 @@ typedef _Atomic uint64_t dirty_word;
 
 struct guest_memory {
     uint64_t size;
+    uint64_t page;       /* bytes: what the memory is made of, and can be given back in */
+    bool prealloc;       /* pages stay where they are */
     int fd;              /* owns */
     uint8_t *host;       /* owns the mapping of the whole file */
     unsigned n_regions;
@@ -124,6 +126,8 @@ int memory_create(struct guest_memory **out, const struct memory_config *config)
         return -ENOMEM;
     mem->fd = -1;
     mem->size = config->size;
+    mem->page = config->hugepage ? config->hugepage : PAGE_SIZE;
+    mem->prealloc = config->prealloc;
     err = open_file(mem, config);
     if (!err)
         err = map_file(mem, config);
@@ -223,6 +227,36 @@ int memory_fill(struct guest_memory *mem, gpa_t gpa, uint8_t byte, uint64_t leng
     if (!to)
         return -EFAULT;
     memset(to, byte, length);
+    memory_mark_dirty(mem, gpa, length);
+    return 0;
+}
+
+/* Below this, writing zeroes is cheaper than a system call and the faults to come. */
+#define ZERO_BY_HOLE_MIN (64 * KIB)
+
+/* Gives back the pages of [start, end) of the file; false when that was not worth it or not done. */
+static bool punch_pages(struct guest_memory *mem, uint64_t start, uint64_t end)
+{
+    if (mem->prealloc || end < start || end - start < ZERO_BY_HOLE_MIN)
+        return false;
+    return fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
+                     (off_t)(end - start)) == 0;
+}
+
+int memory_zero(struct guest_memory *mem, gpa_t gpa, uint64_t length)
+{
+    uint64_t offset, start, end; /* in the file */
+    int i = find_region(mem, gpa, length, &offset);
+
+    if (i < 0)
+        return -EFAULT;
+    offset += mem->regions[i].file_offset;
+    start = (offset + mem->page - 1) & ~(mem->page - 1);
+    end = (offset + length) & ~(mem->page - 1);
+    if (!punch_pages(mem, start, end))
+        start = end = offset;
+    memset(mem->host + offset, 0, start - offset);
+    memset(mem->host + end, 0, offset + length - end);
     memory_mark_dirty(mem, gpa, length);
     return 0;
 }

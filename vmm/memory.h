@@ -62,6 +62,11 @@ void *memory_at(const struct guest_memory *mem, gpa_t gpa, uint64_t length);
 int memory_read(const struct guest_memory *mem, gpa_t gpa, void *to, uint64_t length);
 int memory_write(struct guest_memory *mem, gpa_t gpa, const void *from, uint64_t length);
 int memory_fill(struct guest_memory *mem, gpa_t gpa, uint8_t byte, uint64_t length);
+/*
+ * Makes a range read as zero, as memory_fill() does, but gives whole pages back to the host instead
+ * of writing them, where there are many: a kernel's cleared data cost nothing until it uses them.
+ */
+int memory_zero(struct guest_memory *mem, gpa_t gpa, uint64_t length);
 
 /*
  * Says that the process wrote length bytes at gpa through a pointer of memory_at(). Call after the

@@ -73,6 +73,29 @@ Test(elf, has_each_segment_loaded_and_the_rest_of_it_cleared)
     cr_assert_eq(image_u8(mem, 0x302000), 0xAA);
 }
 
+Test(elf, may_end_with_its_last_byte_where_memory_ends)
+{
+    struct guest_memory *mem = image_memory(32 * MIB);
+
+    spec.segments[0].mem_size = 300;
+    spec.segments[0].paddr = spec.segments[0].vaddr = 32 * MIB - 300;
+    spec.entry = 32 * MIB - 300;
+    cr_assert_eq(kernel_load(accept(), mem, NULL, &entry), 0, "%s", image_last_error());
+    cr_assert_eq(image_u8(mem, 32 * MIB - 1), 299 & 0xFF);
+}
+
+Test(elf, has_a_large_cleared_part_cleared)
+{
+    struct guest_memory *mem = image_memory(32 * MIB);
+
+    spec.segments[0].mem_size = 3 * MIB + 1;
+    cr_assert_eq(memory_fill(mem, 0x200000, 0xAA, 4 * MIB), 0);
+    cr_assert_eq(kernel_load(accept(), mem, NULL, &entry), 0);
+    for (uint64_t i = 300; i < 3 * MIB + 1; i++)
+        cr_assert_eq(image_u8(mem, 0x200000 + i), 0, "byte %llu", (unsigned long long)i);
+    cr_assert_eq(image_u8(mem, 0x200000 + 3 * MIB + 1), 0xAA);
+}
+
 Test(elf, may_give_its_entry_as_a_virtual_address)
 {
     struct guest_memory *mem = image_memory(32 * MIB);

@@ -116,6 +116,27 @@ Test(memory, reads_as_zero_after_clearing)
     cr_assert_eq(byte, 0);
 }
 
+Test(memory, zeroes_a_range_and_nothing_beside_it)
+{
+    static const struct {
+        gpa_t at;
+        uint64_t length;
+    } ranges[] = {{100, 50}, {4000, 200}, {4096, 100 * 4096}, {4000, 100 * 4096}, {8191, 300002},
+                  {5000, 0}};
+    static uint8_t bytes[512 * 1024];
+
+    for (size_t i = 0; i < sizeof(ranges) / sizeof(ranges[0]); i++) {
+        gpa_t at = ranges[i].at, end = at + ranges[i].length;
+
+        cr_assert_eq(memory_fill(mem, 0, 0xFF, sizeof(bytes)), 0);
+        cr_assert_eq(memory_zero(mem, at, ranges[i].length), 0);
+        cr_assert_eq(memory_read(mem, 0, bytes, sizeof(bytes)), 0);
+        for (size_t b = 0; b < sizeof(bytes); b++)
+            cr_assert_eq(bytes[b], b >= at && b < end ? 0 : 0xFF, "range %zu, byte %zu", i, b);
+    }
+    cr_assert_eq(memory_zero(mem, UINT64_MAX - 10, 100), -EFAULT);
+}
+
 Test(memory_config, refuses_sizes_that_are_no_whole_pages)
 {
     struct guest_memory *none = NULL;
