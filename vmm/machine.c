@@ -21,8 +21,10 @@
 #include "devices/power.h"
 #include "devices/virtio/blk.h"
 #include "devices/virtio/console.h"
+#include "devices/virtio/net.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
+#include "net/nat.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
@@ -331,6 +333,45 @@ static int build_virtio_console(struct machine *m)
     return err ? err : add_virtio(m, vdev);
 }
 
+static int build_nat(struct machine *m, unsigned index)
+{
+    const struct net_options *options = &m->config->nets[index];
+    struct nat_config config;
+
+    snprintf(m->net_ids[index], sizeof(m->net_ids[index]), "net%u", index);
+    nat_config_init(&config);
+    config.name = m->net_ids[index];
+    config.forwards = options->forwards;
+    config.n_forwards = options->n_forwards;
+    return nat_create(&m->nats[index], m->loop, &config);
+}
+
+static int build_net(struct machine *m, unsigned index)
+{
+    struct virtio_net_options options = {0};
+    struct virtio_device *vdev;
+    struct net_port *port;
+    int err = build_nat(m, index);
+
+    if (err)
+        return err;
+    memcpy(options.mac, m->config->nets[index].mac.bytes, sizeof(options.mac));
+    err = virtio_net_create(&vdev, &m->env, m->net_ids[index], &options, &port);
+    if (err)
+        return err;
+    net_port_connect(port, nat_port(m->nats[index]));
+    return add_virtio(m, vdev);
+}
+
+static int build_nets(struct machine *m)
+{
+    int err = 0;
+
+    for (unsigned i = 0; !err && i < m->config->n_nets; i++)
+        err = build_net(m, i);
+    return err;
+}
+
 static int build_vcpus(struct machine *m)
 {
     const struct vcpus_config config = {
@@ -353,9 +394,9 @@ static int build_control(struct machine *m)
 
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
-    build_loop,     build_control, build_kernel, build_memory, build_vm,
-    build_busses,   build_console,       machine_arch_devices, build_disks,
-    build_rng,      build_virtio_console, build_vcpus, machine_arch_load,
+    build_loop, build_control,        build_kernel, build_memory,         build_vm,    build_busses,
+    build_console, machine_arch_devices, build_disks,  build_nets, build_rng, build_virtio_console,
+    build_vcpus, machine_arch_load,
 };
 
 int machine_create(struct machine **out, const struct machine_config *config)
@@ -531,6 +572,8 @@ void machine_destroy(struct machine *m)
     (void)chardev_drain(m->serial, DRAIN_NS);
     while (m->n_devices > 0)
         device_destroy(m->devices[--m->n_devices]);
+    for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
+        nat_destroy(m->nats[i]);
     chardev_destroy(m->virtio_console);
     chardev_destroy(m->serial);
     bus_destroy(m->mmio);

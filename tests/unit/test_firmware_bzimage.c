@@ -241,6 +241,11 @@ static struct elf_spec vmlinux_spec(void)
     return elf;
 }
 
+static bool always(void)
+{
+    return true;
+}
+
 Test(bzimage_host, loads_the_elf_inside_at_its_own_addresses)
 {
     struct guest_memory *mem = image_memory(32 * MIB);
@@ -266,7 +271,7 @@ Test(bzimage_host, is_what_auto_means_where_the_caller_says_so)
     config.decompress = DECOMPRESS_AUTO;
     cr_assert_eq(kernel_load(accept(), mem, NULL, &entry), 0);
     cr_assert_eq(entry.entry, 0x1000200);
-    config.host_decompress_by_default = true;
+    config.prefer_host_decompress = always;
     cr_assert_eq(kernel_load(accept(), mem, NULL, &entry), 0);
     cr_assert_eq(entry.entry, 0x1000010);
     config.decompress = DECOMPRESS_GUEST;
@@ -289,7 +294,7 @@ Test(bzimage_host, by_default_leaves_an_unknown_compression_to_the_guest)
 
     spec.payload = "BZh91AY&\x01\x02\x03\x04";
     spec.payload_length = 12;
-    config.host_decompress_by_default = true;
+    config.prefer_host_decompress = always;
     cr_assert_eq(kernel_load(accept(), mem, NULL, &entry), 0);
     cr_assert_eq(entry.entry, 0x1000200);
 }
