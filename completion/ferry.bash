@@ -37,11 +37,15 @@ _ferry_run() {
     esac
 }
 
+# _ferry_guests: the names of the guests that run.
+_ferry_guests() { ferry ps 2>/dev/null | awk 'NR > 1 { print $1 }'; }
+
 _ferry() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+    local commands='run ps pause resume reboot stop doctor'
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        mapfile -t COMPREPLY < <(compgen -W 'run doctor help --help --version' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "$commands help --help --version" -- "$word")
         return
     fi
     # --option=value reaches us as three words.
@@ -49,8 +53,12 @@ _ferry() {
     [[ $previous != = ]] || previous=${COMP_WORDS[COMP_CWORD - 2]}
     case ${COMP_WORDS[1]} in
         run)    _ferry_run "$word" "$previous" ;;
-        doctor) mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$word") ;;
-        help)   mapfile -t COMPREPLY < <(compgen -W 'run doctor' -- "$word") ;;
+        help)   mapfile -t COMPREPLY < <(compgen -W "$commands" -- "$word") ;;
+        ps | doctor) mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$word") ;;
+        pause | resume | reboot)
+            mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --help" -- "$word") ;;
+        stop)
+            mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --force --help" -- "$word") ;;
     esac
 }
 
