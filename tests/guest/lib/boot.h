@@ -37,7 +37,7 @@ struct boot_info {
     char cmdline[BOOT_CMDLINE_SIZE];
 };
 
-/* Copies the start info; once, on the first processor. False: there is none, or not as it must be. */
+/* Copies the start info; once, on the first processor. False: there is none with the magic. */
 bool boot_init(void);
 const struct boot_info *boot_get(void);
 
