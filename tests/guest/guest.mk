@@ -7,7 +7,7 @@ GUEST_CFLAGS   := -std=gnu17 -O2 -g -Wall -Wextra -Wshadow -Wstrict-prototypes \
                   -Wmissing-prototypes $(WERROR) -m64 -march=x86-64 -mgeneral-regs-only \
                   -mno-red-zone -mcmodel=small -ffreestanding -fno-pic -fno-pie \
                   -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables \
-                  -fno-strict-aliasing -ffunction-sections -fdata-sections -Itests/guest/lib
+                  -fno-strict-aliasing -ffunction-sections -fdata-sections -Itests/guest/lib -Itests/guest
 GUEST_LDFLAGS  := -m64 -static -nostdlib -no-pie -Wl,--build-id=none -Wl,--gc-sections \
                   -Wl,-z,max-page-size=4096 -Wl,-z,noexecstack
 GUEST_LIB_SRC  := $(sort $(wildcard tests/guest/lib/*.c))
@@ -32,6 +32,10 @@ $(BUILD)/obj/tests/guest/%.o: tests/guest/%.S
 $(BUILD)/guest/%.elf: $(BUILD)/obj/tests/guest/%.o $(GUEST_LIB_OBJ) tests/guest/lib/payload.lds
 	@mkdir -p $(@D)
 	$(GUEST_CC) $(GUEST_LDFLAGS) -Wl,-T,tests/guest/lib/payload.lds -o $@ $(filter %.o,$^)
+
+# The payload hostile is in several files.
+GUEST_HOSTILE_SRC := $(sort $(wildcard tests/guest/hostile/*.c))
+$(BUILD)/guest/hostile.elf: $(GUEST_HOSTILE_SRC:%.c=$(BUILD)/obj/%.o)
 
 # The Multiboot guest is 32-bit and stands alone.
 GUEST_MULTIBOOT_OBJ := $(BUILD)/obj/tests/guest/multiboot/start.o \
