@@ -66,7 +66,6 @@ struct stdio_chardev {
     struct chardev_stdio_config config;
     bool is_terminal; /* the input */
     bool closing;
-    bool draining;
     bool quit; /* config.quit() is due when the lock is released */
     struct loop_call wake_call;
     struct log_rate log_rate;
@@ -164,7 +163,7 @@ static void output_written(struct stdio_chardev *io, size_t n)
     /* Before the ring is consumed, which may fill it anew: see OUTPUT_IDLE in stdio_output(). */
     io->output = OUTPUT_LINGER;
     chardev_ring_consume(&io->base, n);
-    if (!all || io->draining || io->base.used >= CHARDEV_RING_BYTES / 2)
+    if (!all || io->base.used >= CHARDEV_RING_BYTES / 2)
         start_output(io);
     else
         loop_timer_set(io->loop, &io->linger_timer, loop_now_ns() + LINGER_NS);
@@ -429,17 +428,11 @@ static bool is_drained(void *arg)
 static int stdio_drain(struct chardev *chardev, uint64_t deadline_ns)
 {
     struct stdio_chardev *io = (struct stdio_chardev *)chardev;
-    int err;
 
     lock(io);
-    io->draining = true;
     flush_output(io);
     unlock(io);
-    err = loop_run_until(io->loop, is_drained, io, deadline_ns);
-    lock(io);
-    io->draining = false;
-    unlock(io);
-    return err;
+    return loop_run_until(io->loop, is_drained, io, deadline_ns);
 }
 
 static bool is_quiet(void *arg)

@@ -300,7 +300,6 @@ static void front_writable(struct chardev_front *front)
 
 static void write_data(struct uart *uart, uint8_t byte)
 {
-    uart->s.tx_pending = false;
     if (uart->s.mcr & MCR_LOOP) /* §8.7: what is transmitted is received at once */
         rx_put(&uart->s, byte, 0);
     else /* one that the ring does not take was written against THRE: lost, as on the chip */
