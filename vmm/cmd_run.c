@@ -81,7 +81,7 @@ static const struct cmd_option options[] = {
      "disk, a raw image; more: PATH,readonly=on,direct=on,\nserial=TEXT; repeat",
      {.name = "disk"}, read_disk},
     {'n', "MODE", "none",
-     "network card: nat or none; more: nat,mac=ADDR,\n"
+     "network card: nat or none; more: nat,subnet=NET/BITS,\n"
      "forward=tcp|udp:[ADDR:]PORT-[ADDR:]PORT;\nrepeat",
      {.name = "net"}, read_net},
     {0, "KIND", "serial", "the guest's console: serial, virtio or off",

@@ -335,14 +335,10 @@ static int build_virtio_console(struct machine *m)
 
 static int build_nat(struct machine *m, unsigned index)
 {
-    const struct net_options *options = &m->config->nets[index];
-    struct nat_config config;
+    struct nat_config config = m->config->nets[index].nat;
 
     snprintf(m->net_ids[index], sizeof(m->net_ids[index]), "net%u", index);
-    nat_config_init(&config);
     config.name = m->net_ids[index];
-    config.forwards = options->forwards;
-    config.n_forwards = options->n_forwards;
     return nat_create(&m->nats[index], m->loop, &config);
 }
 

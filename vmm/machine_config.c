@@ -7,6 +7,7 @@
  */
 #include "vmm/machine_config.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stddef.h>
@@ -157,6 +158,25 @@ static int parse_forward(const struct option_key *key, const char *text, void *f
     return 0;
 }
 
+static int parse_subnet(const struct option_key *key, const char *text, void *field)
+{
+    struct nat_config *nat = field;
+
+    (void)key;
+    return nat_subnet_parse(text, &nat->network, &nat->prefix);
+}
+
+static int parse_address(const struct option_key *key, const char *text, void *field)
+{
+    struct in_addr address;
+
+    (void)key;
+    if (inet_pton(AF_INET, text, &address) != 1 || address.s_addr == INADDR_ANY)
+        return -EINVAL;
+    *(struct in_addr *)field = address;
+    return 0;
+}
+
 static const struct option_choice net_kinds[] = {{"nat", NET_NAT}, {0}};
 
 static const struct option_key net_keys[] = {
@@ -173,12 +193,27 @@ static const struct option_key net_keys[] = {
     {.name = "mac",
      .parse = option_parse_mac,
      .offset = offsetof(struct net_options, mac)},
+    {.name = "subnet",
+     .parse = parse_subnet,
+     .offset = offsetof(struct net_options, nat),
+     .expects = "a network such as 192.168.76.0/24, of 8 to 27 bits,"},
+    {.name = "dns",
+     .parse = parse_address,
+     .offset = offsetof(struct net_options, nat.dns),
+     .expects = "an IPv4 address"},
+    {.name = "ipv6",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct net_options, nat.ipv6)},
+    {.name = "restricted",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct net_options, nat.restricted)},
     {0},
 };
 
 int machine_config_add_net(struct machine_config *config, const char *text)
 {
     bool none = strcmp(text, "none") == 0;
+    struct net_options *net;
 
     if ((none && config->n_nets > 0) || config->no_net) {
         log_error("--net: 'none' does not go together with another --net");
@@ -193,7 +228,9 @@ int machine_config_add_net(struct machine_config *config, const char *text)
                   MACHINE_MAX_NETS);
         return -ENOSPC;
     }
-    return options_parse_list("--net", text, net_keys, &config->nets[config->n_nets++]);
+    net = &config->nets[config->n_nets++];
+    nat_config_init(&net->nat);
+    return options_parse_list("--net", text, net_keys, net);
 }
 
 /* ---- the whole ---- */
@@ -243,11 +280,15 @@ static bool mac_taken(const struct machine_config *config, unsigned index)
     return false;
 }
 
-static int finish_macs(struct machine_config *config)
+static int finish_nets(struct machine_config *config)
 {
     for (unsigned i = 0; i < config->n_nets; i++) {
-        if (!config->nets[i].mac.given)
-            config->nets[i].mac = default_mac(config->name, i);
+        struct net_options *net = &config->nets[i];
+
+        net->nat.forwards = net->forwards;
+        net->nat.n_forwards = net->n_forwards;
+        if (!net->mac.given)
+            net->mac = default_mac(config->name, i);
         if (mac_taken(config, i)) {
             log_error("--net: two network cards have the same mac=");
             return -EINVAL;
@@ -276,7 +317,7 @@ int machine_config_finish(struct machine_config *config)
         if (!config->append)
             goto no_memory;
     }
-    return finish_macs(config);
+    return finish_nets(config);
 
 no_memory:
     log_error("out of memory");

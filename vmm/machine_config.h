@@ -12,6 +12,7 @@
 
 #include "firmware/kernel.h"
 #include "net/forward.h"
+#include "net/nat.h"
 #include "vmm/util/options.h"
 
 /* A NIC takes a PCI slot, as does a disk; bus 0 has 32. */
@@ -39,6 +40,7 @@ enum net_kind { NET_NAT };
 struct net_options {
     enum net_kind kind;
     struct option_mac mac; /* always given after machine_config_finish() */
+    struct nat_config nat; /* NET_NAT; its name is for the machine's builder to set */
     struct net_forward forwards[MACHINE_MAX_FORWARDS];
     unsigned n_forwards;
 };
