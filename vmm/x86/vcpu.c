@@ -53,6 +53,7 @@ struct arch_vcpu {
     struct kvm_debugregs debugregs;
     struct kvm_xcrs xcrs;
     struct kvm_fpu fpu;
+    bool has_xsave;
     struct msr_list *msrs; /* owns; head.nmsrs of them have values */
 };
 
@@ -61,22 +62,29 @@ struct register_set {
     const char *name;
     unsigned long get, set;
     size_t offset;
+    bool by_xsave; /* only a processor with XSAVE has them */
 };
 
 /* In the order in which they are written: the APIC base (sregs) before the APIC, and its events
  * after everything that may change them. */
 static const struct register_set register_sets[] = {
-    {"registers", KVM_GET_REGS, KVM_SET_REGS, offsetof(struct arch_vcpu, regs)},
-    {"FPU state", KVM_GET_FPU, KVM_SET_FPU, offsetof(struct arch_vcpu, fpu)},
-    {"XCRs", KVM_GET_XCRS, KVM_SET_XCRS, offsetof(struct arch_vcpu, xcrs)},
-    {"system registers", KVM_GET_SREGS, KVM_SET_SREGS, offsetof(struct arch_vcpu, sregs)},
+    {"registers", KVM_GET_REGS, KVM_SET_REGS, offsetof(struct arch_vcpu, regs), false},
+    {"FPU state", KVM_GET_FPU, KVM_SET_FPU, offsetof(struct arch_vcpu, fpu), false},
+    {"XCRs", KVM_GET_XCRS, KVM_SET_XCRS, offsetof(struct arch_vcpu, xcrs), true},
+    {"system registers", KVM_GET_SREGS, KVM_SET_SREGS, offsetof(struct arch_vcpu, sregs), false},
     {"debug registers", KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS,
-     offsetof(struct arch_vcpu, debugregs)},
-    {"local APIC", KVM_GET_LAPIC, KVM_SET_LAPIC, offsetof(struct arch_vcpu, lapic)},
-    {"start-up state", KVM_GET_MP_STATE, KVM_SET_MP_STATE, offsetof(struct arch_vcpu, mp_state)},
-    {"events", KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, offsetof(struct arch_vcpu, events)},
+     offsetof(struct arch_vcpu, debugregs), false},
+    {"local APIC", KVM_GET_LAPIC, KVM_SET_LAPIC, offsetof(struct arch_vcpu, lapic), false},
+    {"start-up state", KVM_GET_MP_STATE, KVM_SET_MP_STATE, offsetof(struct arch_vcpu, mp_state),
+     false},
+    {"events", KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, offsetof(struct arch_vcpu, events), false},
 };
 #define N_REGISTER_SETS (sizeof(register_sets) / sizeof(register_sets[0]))
+
+static bool has_set(const struct arch_vcpu *acpu, const struct register_set *set)
+{
+    return acpu->has_xsave || !set->by_xsave;
+}
 
 static int fail(const char *action, const char *what)
 {
@@ -181,8 +189,10 @@ static int read_power_on_state(struct arch_vcpu *acpu, int kvm_fd)
 {
     int err = list_msrs(acpu, kvm_fd);
 
+    acpu->has_xsave = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XCRS) > 0;
     for (size_t i = 0; !err && i < N_REGISTER_SETS; i++)
-        if (ioctl(acpu->fd, register_sets[i].get, (char *)acpu + register_sets[i].offset) < 0)
+        if (has_set(acpu, &register_sets[i]) &&
+            ioctl(acpu->fd, register_sets[i].get, (char *)acpu + register_sets[i].offset) < 0)
             err = fail("read", register_sets[i].name);
     return err ? err : read_msrs(acpu);
 }
@@ -222,7 +232,8 @@ void arch_vcpu_destroy(struct arch_vcpu *acpu)
 int arch_vcpu_reset(struct arch_vcpu *acpu)
 {
     for (size_t i = 0; i < N_REGISTER_SETS; i++)
-        if (ioctl(acpu->fd, register_sets[i].set, (char *)acpu + register_sets[i].offset) < 0)
+        if (has_set(acpu, &register_sets[i]) &&
+            ioctl(acpu->fd, register_sets[i].set, (char *)acpu + register_sets[i].offset) < 0)
             return fail("reset", register_sets[i].name);
     return write_msrs(acpu);
 }

@@ -36,7 +36,6 @@ const struct arch_cap arch_caps[] = {
     {CAP(EXT_CPUID), "control of CPUID", NULL},
     {CAP(MP_STATE), "processor start-up state", NULL},
     {CAP(VCPU_EVENTS), "the state of exceptions and interrupts", NULL},
-    {CAP(XCRS), "extended control registers", NULL},
     {CAP(DEBUGREGS), "debug registers", NULL},
     {CAP(X2APIC_API), "interrupts for CPUs from 256 on", "guests have at most 255 CPUs"},
     {CAP(TSC_DEADLINE_TIMER), "timer interrupts by TSC deadline",
