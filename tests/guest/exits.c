@@ -23,6 +23,7 @@
 #define UNCLAIMED     0x2F0
 #define UART_SCRATCH  (COM1 + 7)
 #define IPI_VECTOR    0x40
+#define MSIX_VECTOR   0x41
 
 static uint64_t count;
 static uint64_t mmio_target;
@@ -47,6 +48,63 @@ static uint64_t null_cpl0(void *argument, uint64_t *return_frame)
 }
 
 static void op_null_call(void) { cpl0_call(null_cpl0, NULL); }
+
+static struct virtio_device rng;
+static struct virtqueue rng_queue;
+static uint8_t rng_byte;
+
+static void start_request(void)
+{
+    const struct buffer buffer = { &rng_byte, 1, true };
+
+    virtqueue_add(&rng_queue, &buffer, 1, NULL);
+    virtqueue_kick(&rng_queue);
+}
+
+/* A request of one byte to virtio-rng, until the used ring shows it. */
+static void op_request_polled(void)
+{
+    void *cookie;
+
+    start_request();
+    while (!virtqueue_take(&rng_queue, &cookie, NULL))
+        cpu_pause();
+}
+
+/* The same until its interrupt was taken; the queue asks for one each time. */
+static void op_request_interrupt(void)
+{
+    uint32_t before = irq_count(MSIX_VECTOR);
+    void *cookie;
+
+    start_request();
+    while (irq_count(MSIX_VECTOR) == before)
+        cpu_pause();
+    while (virtqueue_take(&rng_queue, &cookie, NULL))
+        compiler_barrier();
+}
+
+static volatile uint64_t rng_interrupted;
+
+/* At CPL 0. */
+static void note_interrupt(uint32_t vector)
+{
+    (void)vector;
+    rng_interrupted = 1;
+}
+
+/* The same with the processor halted meanwhile. */
+static void op_request_halted(void)
+{
+    void *cookie;
+
+    rng_interrupted = 0;
+    start_request();
+    while (rng_interrupted == 0)
+        irq_halt(&rng_interrupted);
+    while (virtqueue_take(&rng_queue, &cookie, NULL))
+        compiler_barrier();
+}
 
 /* An interrupt to this very processor, from the write to the handler's count. */
 static void op_self_ipi(void)
@@ -108,31 +166,44 @@ static void measure_ports(void)
     check(in8(UNCLAIMED) == 0xFF, "unclaimed-port", "reads %02x", in8(UNCLAIMED));
 }
 
+static bool start_rng(uint16_t entry)
+{
+    if (!virtio_negotiate(&rng, 0) || !virtio_queue_setup(&rng, &rng_queue, 0, 0, entry))
+        return false;
+    virtio_driver_ok(&rng);
+    return true;
+}
+
+static void measure_registers(void)
+{
+    mmio_target = rng.common + COMMON_DEVICE_FEATURE_SELECT;
+    measure("mmio-read-virtio-common", op_mmio_read, false);
+    measure("mmio-write-virtio-common", op_mmio_write, false);
+    mmio_target = rng.isr;
+    measure("mmio-read-virtio-isr", op_mmio_read, false);
+    doorbell = rng_queue.notify;
+    doorbell_queue = rng_queue.index;
+    measure("kick-ioeventfd", op_kick, false);
+}
+
 static void measure_virtio(void)
 {
-    static struct virtio_device device;
-    static struct virtqueue queue;
-
-    if (!virtio_open(&device, VIRTIO_RNG, 0)) {
+    if (!virtio_open(&rng, VIRTIO_RNG, 0)) {
         skipped("virtio", "no virtio-rng");
         return;
     }
-    if (!virtio_negotiate(&device, 0) ||
-        !virtio_queue_setup(&device, &queue, 0, 0, VIRTIO_NO_VECTOR)) {
-        not_ok("virtio", "virtio-rng does not start");
+    if (!check(start_rng(VIRTIO_NO_VECTOR), "virtio", "virtio-rng does not start"))
         return;
-    }
-    virtio_driver_ok(&device);
-    mmio_target = device.common + COMMON_DEVICE_FEATURE_SELECT;
-    measure("mmio-read-virtio-common", op_mmio_read, false);
-    measure("mmio-write-virtio-common", op_mmio_write, false);
-    mmio_target = device.isr;
-    measure("mmio-read-virtio-isr", op_mmio_read, false);
-    doorbell = queue.notify;
-    doorbell_queue = queue.index;
-    measure("kick-ioeventfd", op_kick, false);
-    ok("virtio");
-    virtio_reset(&device);
+    measure_registers();
+    measure("request-polled", op_request_polled, false);
+    pci_msix_enable(&rng.pci, true, false);
+    pci_msix_route(&rng.pci, 1, cpu_this()->apic_id, MSIX_VECTOR);
+    if (!check(start_rng(1), "virtio-msix", "virtio-rng does not start with MSI-X"))
+        return;
+    measure("request-interrupt", op_request_interrupt, false);
+    irq_set_handler(MSIX_VECTOR, note_interrupt);
+    measure("request-halted", op_request_halted, false);
+    virtio_reset(&rng);
 }
 
 int main(const struct boot_info *info)
@@ -153,9 +224,9 @@ int main(const struct boot_info *info)
     }
     if (!lapic_is_x2apic())
         measure("lapic-read", op_lapic_read, false);
-    measure_virtio();
     irq_enable();
     measure("self-ipi", op_self_ipi, false);
+    measure_virtio();
     irq_disable();
     return 0;
 }

@@ -22,7 +22,8 @@ static const struct {
     { "indirect", attack_indirect }, { "notify", attack_notify }, { "reset", attack_reset },
     { "random", attack_random },     { "race", attack_race },     { "msix", attack_msix },
     { "bars", attack_bars },         { "config", attack_config }, { "ports", attack_ports },
-    { "blk", attack_blk },           { "net", attack_net },
+    { "blk", attack_blk },           { "net", attack_net },       { "queues", attack_queues },
+    { "console", attack_console },
 };
 
 int main(const struct boot_info *info)

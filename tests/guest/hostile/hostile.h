@@ -78,5 +78,7 @@ void attack_config(void);
 void attack_ports(void);
 void attack_blk(void);
 void attack_net(void);
+void attack_queues(void);
+void attack_console(void);
 
 #endif
