@@ -336,7 +336,13 @@ int blk_image_open(struct blk_image *image, const char *who, const struct blk_im
 
 void blk_image_close(struct blk_image *image)
 {
-    if (image->fd >= 0)
-        close(image->fd);
+    struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+
+    if (image->fd < 0)
+        return;
+    /* Not left to close(2): the kernel may hold the file a moment longer, for an operation whose
+     * completion has come already, and the next to open it would find it locked. */
+    (void)fcntl(image->fd, F_OFD_SETLK, &lock);
+    close(image->fd);
     image->fd = -1;
 }
