@@ -23,6 +23,7 @@
 
 #define CONSOLE_DEVICE_ID 3 /* §5.3.1 */
 #define QUEUE_SIZE 128
+#define TURN_BUFFERS 32u /* of output, before the loop's other work has its turn */
 
 enum { RECEIVEQ, TRANSMITQ, N_QUEUES }; /* §5.3.2: of port 0 */
 
@@ -92,7 +93,7 @@ static bool send_chain(struct virtio_console *con)
 static void transmit(struct virtio_console *con)
 {
     struct virtqueue *vq = &con->vdev.queues[TRANSMITQ];
-    unsigned turn = vq->st.size;
+    unsigned turn = TURN_BUFFERS;
     int got = 1;
 
     while (turn > 0) {
@@ -106,7 +107,7 @@ static void transmit(struct virtio_console *con)
         virtqueue_push(vq, &con->chain, 0);
         turn--;
     }
-    if (turn < vq->st.size)
+    if (turn < TURN_BUFFERS)
         virtio_queue_notify(&con->vdev, vq);
     if (got < 0)
         break_device(con);

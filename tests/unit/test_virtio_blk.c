@@ -379,7 +379,9 @@ Test(blk, a_read_only_disk_reads_and_refuses_to_write)
     cr_assert_eq(request(T_IN, 3, DATA, SECTOR), S_OK);
     cr_assert(guest_has(DATA, 4, SECTOR));
     fill_guest(DATA, 0xA5, SECTOR);
+    lines = 0;
     cr_assert_eq(request(T_OUT, 3, DATA, SECTOR), S_IOERR);
+    cr_assert_eq(lines, 0); /* refused, not tried */
     cr_assert_eq(memory_write(fake.env.mem, DATA, &range, sizeof(range)), 0);
     cr_assert_eq(request(T_ZEROES, 0, DATA, sizeof(range)), S_UNSUPP);
     cr_assert_eq(request(T_DISCARD, 0, DATA, sizeof(range)), S_UNSUPP);
@@ -513,6 +515,20 @@ Test(blk, ranges_out_of_bounds_or_too_many_are_refused_before_anything_is_change
     cr_assert_eq(request(T_ZEROES, 0, DATA, 17), S_IOERR);
     cr_assert_eq(request(T_DISCARD, 0, DATA, 0), S_IOERR);
     cr_assert(image_has(0, 1, 1));
+}
+
+Test(blk, a_range_larger_than_it_says_it_takes_is_refused_on_a_disk_of_any_size)
+{
+    struct range range = {0, 0, 0};
+
+    cr_assert_eq(ftruncate(file, (off_t)(4 * GIB)), 0);
+    bring_up();
+    range.sectors = config_u32(36);
+    cr_assert_eq(config_u32(48), range.sectors);
+    cr_assert_eq(request_ranges(T_DISCARD, &range, 1), S_OK);
+    range.sectors++;
+    cr_assert_eq(request_ranges(T_DISCARD, &range, 1), S_IOERR);
+    cr_assert_eq(request_ranges(T_ZEROES, &range, 1), S_IOERR);
 }
 
 Test(blk, flags_that_are_not_defined_are_unsupported)
