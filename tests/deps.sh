@@ -10,7 +10,7 @@ packages=(
     # to test
     acpica-tools libcriterion-dev mandoc
     # the lab and the demo
-    bsdutils busybox-static cpio e2fsprogs lz4 qemu-system-x86 xz-utils zstd
+    bsdutils busybox-static cpio e2fsprogs lz4 netcat-openbsd qemu-system-x86 xz-utils zstd
 )
 
 usage() {

@@ -9,8 +9,13 @@ usage() {
 Usage: tests/lab/guest-initramfs.sh [--put FILE:PATH]... [OUTPUT]
 Make the guests' initramfs and print where it is, or write it to OUTPUT.
 
-  --put FILE:PATH   add a file, with its permissions
+  --put FILE:PATH   add a file with its permissions, a program with its shared libraries
 EOF
+}
+
+copy() {
+    mkdir -p "$tree${2%/*}"
+    cp "$1" "$tree$2"
 }
 
 modules=(virtio_pci virtio_blk virtio_console virtio_net virtio-rng virtio_balloon
@@ -41,7 +46,10 @@ if [[ ! -e $image ]]; then
     install -m 755 "$LAB_DIR/guest/init" "$tree/init"
     install -m 755 "$LAB_DIR/guest/net-up" "$tree/usr/bin/net-up"
     install -m 755 "$LAB_DIR/guest/udhcpc" "$tree/usr/share/udhcpc"
-    for item in "${puts[@]}"; do install -D "${item%%:*}" "$tree${item#*:}"; done
+    for item in "${puts[@]}"; do
+        copy "${item%%:*}" "${item#*:}"
+        while read -r file path; do copy "$file" "$path"; done < <(libraries "${item%%:*}")
+    done
     tree_pack "$tree" "$image"
 fi
 if [[ $output ]]; then cp "$image" "$output"; else echo "$image"; fi

@@ -80,8 +80,9 @@ module_closure() {
 # tree_busybox ROOT: a folder tree with BusyBox and a link for each of its applets.
 tree_busybox() {
     local applet
-    mkdir -p "$1"/{dev,proc,sys,run,tmp,root,mnt,etc,var} "$1"/usr/{bin,lib,lib64}
+    mkdir -p "$1"/{dev,proc,sys,run,tmp,root,mnt,etc,var/log} "$1"/usr/{bin,lib,lib64}
     ln -s bin "$1/usr/sbin"
+    ln -s ../run "$1/var/run"
     for applet in bin sbin lib lib64; do ln -s "usr/$applet" "$1/$applet"; done
     cp "$BUSYBOX" "$1/usr/bin/busybox"
     for applet in $("$BUSYBOX" --list); do
@@ -104,6 +105,15 @@ tree_modules() {
     done
     cp "$from"/modules.builtin "$to/"
     "$BUSYBOX" depmod -b "$root/usr" "$(kernel_version)"
+}
+
+# libraries PROGRAM: the shared libraries it needs, a line each: the file here, and its path in a
+# tree, where /lib and /lib64 are links into /usr.
+libraries() {
+    local library
+    for library in $(ldd "$1" 2>/dev/null | grep -o '/[^ ]*'); do
+        printf '%s %s\n' "$(realpath "$library")" "/usr${library#/usr}"
+    done
 }
 
 # tree_strip ROOT: leaves out the modules' debugging sections and signatures: quicker to load.

@@ -1,0 +1,115 @@
+#!/bin/sh
+# Runs tests in the lab: harness.sh [TEST]... calls each function test_TEST of /lab/suite and prints
+# 'ok NAME', 'not ok NAME' with the end of what it printed, or 'skipped NAME: reason'.
+#
+# A test fails when any of its commands does (it runs under `set -e`, traced into its log), and may
+# use what stands below. Each has an empty folder of its own, and the guests it leaves are killed.
+# shellcheck disable=SC2034,SC2086 # variables for the tests; numbers
+
+KERNEL=/root/vmlinuz
+INITRD=/root/initrd
+# What `ferry run` ends with.
+CRASHED=4
+TERMINATED=143
+
+# skip REASON: ends the test, which was not run.
+skip() { echo "$1" >"$T/skipped"; exit 77; }
+
+# wait_for PATTERN FILE [SECONDS]: waits until the file has a line like it.
+wait_for() {
+    set +x
+    left=$((${3:-60} * 20))
+    until grep -q -a -e "$1" "$2"; do
+        [ "$left" -gt 0 ] || { set -x; echo "no '$1' came"; return 1; }
+        left=$((left - 1))
+        usleep 50000
+    done
+    set -x
+}
+
+# guest_start COMMANDS [OPTION]...: boots Debian's kernel in ferry, in the background, to run the
+# commands; its console goes to ./console, Ferry's own words to ./ferry, its input is $INPUT.
+# $APPEND goes to the kernel's command line, $DECOMPRESS says who unpacks the kernel, $CONSOLE the
+# kernel's console.
+guest_start() {
+    printf '#!/bin/sh\n%s\n' "$1" >commands
+    shift
+    chmod 755 commands
+    echo commands | cpio -o -H newc 2>/dev/null | cat "$INITRD" - >initrd
+    ferry run --kernel "$KERNEL" --initrd initrd --decompress "${DECOMPRESS:-host}" \
+        --append "console=${CONSOLE:-ttyS0} quiet ${APPEND-} ferry.run=/commands" "$@" \
+        <"${INPUT:-/dev/null}" >console 2>ferry &
+    FERRY=$!
+}
+
+# guest_end [SECONDS]: waits for the guest's end, for a minute and a half by default; sets STATUS.
+guest_end() {
+    { sleep "${1:-90}"; kill -9 $FERRY; } >/dev/null 2>&1 &
+    watchdog=$!
+    STATUS=0
+    wait $FERRY || STATUS=$?
+    kill -9 $watchdog 2>/dev/null || true
+}
+
+# guest COMMANDS [OPTION]...: both of them, for a guest that powers off.
+guest() {
+    guest_start "$@"
+    guest_end
+    cat ferry
+    [ $STATUS = 0 ]
+}
+
+# has PATTERN [FILE], lacks PATTERN [FILE]: whether a line of the console, or the file, is like it.
+has() { grep -a -q -E -e "$1" "${2:-console}" || { echo "no line like: $1"; return 1; }; }
+lacks() { ! grep -a -E -e "$1" "${2:-console}" || { echo "there is a line like: $1"; return 1; }; }
+
+# sum FILE: its checksum.
+sum() { sha256sum "$1" | cut -d ' ' -f 1; }
+
+# value KEY: what the guest's console says after 'KEY='.
+value() { tr -d '\r' <console | sed -n "s/^$1=//p" | tail -n 1; }
+
+# leftovers: kills what the test has left running.
+leftovers() {
+    # shellcheck disable=SC2046
+    kill -9 $(pidof ferry httpd nc) 2>/dev/null
+}
+
+# indented: what comes in, with no byte that a terminal or a reader of lines could stumble over.
+indented() { tr -d '\r' | cat -v | awk '{ print "    " $0 }'; }
+
+report_failure() {
+    echo "not ok $1"
+    tail -n 25 "$T/log" | indented
+    for file in ferry console; do
+        [ -s "$T/$file" ] || continue
+        echo "    --- $file:"
+        tail -n 15 "$T/$file" | indented
+    done
+}
+
+run_test() {
+    T=/run/test
+    rm -rf $T
+    mkdir -p $T
+    cd $T || exit 1
+    (
+        set -eux
+        "test_$1"
+    ) >"$T/log" 2>&1 </dev/null
+    status=$?
+    name="lab: $(echo "$1" | tr _ ' ')"
+    if [ -e $T/skipped ]; then
+        echo "skipped $name: $(cat $T/skipped)"
+    elif [ $status = 0 ]; then
+        echo "ok $name"
+    else
+        report_failure "$name"
+    fi
+    leftovers
+    cd /
+}
+
+exec 2>&1
+. /lab/suite
+for test; do run_test "$test"; done
