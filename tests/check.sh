@@ -1,0 +1,116 @@
+#!/bin/bash
+# Runs every test: unit tests, the command line, payload guests, the fuzz targets over their stored
+# corpora, and the lab. What is run must have been built (`make check` does both).
+#
+# Each suite prints 'ok NAME', 'not ok NAME' or 'skipped NAME: reason' and ends with the counts in a
+# line 'N passed, N failed, N skipped'; so does this script, with the sums. A suite that ends without
+# that line, or with a status that does not fit it, has failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+BUILD=${BUILD:-build}
+export BUILD
+passed=0 failed=0 skipped=0
+started=$SECONDS
+
+usage() {
+    cat <<EOF
+Usage: tests/check.sh [SUITE]...
+Run the suites, or those that are named: unit, cli, guest, fuzz, lab.
+EOF
+}
+
+# unit_one PROGRAM REPORT: one of Criterion's programs; its report (TAP) becomes our lines.
+unit_one() {
+    local name=${1##*/test_} status=0
+    rm -f "$2"
+    timeout 600 "$1" --quiet -j2 --timeout 60 --tap="$2" >"$2.log" 2>&1 || status=$?
+    [[ -e $2 ]] && sed -n -E \
+        -e 's/  \([0-9.]+s\)$//;t plain' -e ':plain' \
+        -e 's/^ok - ([^#]*[^# ]) *# SKIP *(.*)$/skipped unit: \1: \2/p;t' \
+        -e 's/^((not )?ok) - (.*)$/\1 unit: \3/p' "$2" | tee "$2.lines"
+    if ((status)) && ! grep -q '^not ok' "$2.lines" 2>/dev/null; then
+        echo "not ok unit: $name (ended with status $status)"
+        echo 'not ok' >>"$2.lines"
+    fi
+    if grep -q '^not ok' "$2.lines"; then
+        sed 's/^/    /' "$2.log"
+        sed -n '/^not ok/,/^ok/{/^ok/d;s/^/    /p}' "$2" 2>/dev/null
+    fi
+    return 0
+}
+
+suite_unit() {
+    local program work
+    work=$(mktemp -d)
+    : >"$work/all"
+    for program in "$BUILD"/tests/unit/test_*; do
+        [[ -x $program && ! -d $program ]] || continue
+        unit_one "$program" "$work/tap"
+        cat "$work/tap.lines" >>"$work/all"
+        rm -f "$work"/tap*
+    done
+    printf '%d passed, %d failed, %d skipped\n' "$(grep -c '^ok' "$work/all")" \
+        "$(grep -c '^not ok' "$work/all")" "$(grep -c '^skipped' "$work/all")"
+    local bad=0
+    grep -q '^not ok' "$work/all" && bad=1
+    rm -rf "$work"
+    return $bad
+}
+
+suite_cli() { FERRY=$BUILD/ferry tests/cli/run-tests; }
+
+suite_guest() { tests/guest/run-tests --ferry "$BUILD/ferry" --guests "$BUILD/guest"; }
+
+suite_fuzz() {
+    local source name good=0 bad=0
+    for source in tests/fuzz/fuzz_*.c; do
+        name=${source##*/fuzz_}
+        name=${name%.c}
+        if timeout 600 "$BUILD/tests/fuzz/replay_$name" "tests/fuzz/corpus/$name" >/dev/null; then
+            echo "ok fuzz: $name takes its stored corpus"
+            good=$((good + 1))
+        else
+            echo "not ok fuzz: $name takes its stored corpus"
+            bad=$((bad + 1))
+        fi
+    done
+    echo "$good passed, $bad failed, 0 skipped"
+    ((bad == 0))
+}
+
+suite_lab() { tests/lab/run-tests --ferry "$BUILD/ferry"; }
+
+# suite NAME: runs it and adds its counts. Lines of counts are kept for the end, so that the last
+# line of all has the sums.
+suite() {
+    local begun=$SECONDS status=0 last counts
+    echo "== $1"
+    last=$(mktemp)
+    "suite_$1" 2>&1 </dev/null | tee "$last" | sed -u '/^[0-9]* passed, [0-9]* failed/d'
+    status=${PIPESTATUS[0]}
+    if [[ $(tail -n 1 "$last") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
+        counts=("${BASH_REMATCH[@]:1}")
+        ((counts[0] + counts[1] + counts[2])) || counts[1]=1
+        ((status == 0 || counts[1])) || counts[1]=1
+    else
+        counts=(0 1 0)
+        echo "not ok $1: the suite ended with status $status and without its counts"
+    fi
+    rm -f "$last"
+    passed=$((passed + counts[0])) failed=$((failed + counts[1])) skipped=$((skipped + counts[2]))
+    echo "== $1: ${counts[0]} passed, ${counts[1]} failed, ${counts[2]} skipped in $((SECONDS - begun)) s"
+}
+
+case ${1-} in
+    -h | --help) usage; exit ;;
+    -*) usage >&2; exit 2 ;;
+esac
+(($#)) || set -- unit cli guest fuzz lab
+for name; do
+    declare -F "suite_$name" >/dev/null || { usage >&2; exit 2; }
+done
+for name; do suite "$name"; done
+echo "== all suites in $((SECONDS - started)) s"
+echo "$passed passed, $failed failed, $skipped skipped"
+((failed == 0))
