@@ -563,7 +563,7 @@ static int choose_place(const struct guest_memory *mem, struct builder *b,
     const struct memory_region *regions;
 
     out->root = PLATFORM_TABLES_BASE;
-    if (rsdp_room + b->capacity <= PLATFORM_TABLES_END - PLATFORM_TABLES_BASE) {
+    if (rsdp_room + b->capacity <= PLATFORM_RESET_VECTOR - PLATFORM_TABLES_BASE) {
         b->at = PLATFORM_TABLES_BASE + rsdp_room;
         out->base = PLATFORM_TABLES_BASE;
         out->size = (rsdp_room + b->capacity + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);

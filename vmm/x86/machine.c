@@ -11,6 +11,7 @@
 #include "devices/uart16550.h"
 #include "firmware/kernel.h"
 #include "firmware/x86/acpi.h"
+#include "firmware/x86/reset_vector.h"
 #include "vmm/machine_internal.h"
 #include "vmm/vcpu.h"
 #include "vmm/x86/platform.h"
@@ -126,6 +127,8 @@ int machine_arch_load(struct machine *m)
     struct x86_entry entry;
     int err = acpi_build(m->mem, &acpi, &tables);
 
+    if (!err)
+        err = reset_vector_write(m->mem);
     if (!err)
         err = kernel_load(m->kernel, m->mem, &tables, &boot);
     if (err)

@@ -15,6 +15,7 @@
 #define PLATFORM_EBDA_BASE 0x9FC00ull
 #define PLATFORM_VGA_BASE 0xA0000ull
 #define PLATFORM_TABLES_BASE 0xE0000ull /* ACPI tables, RSDP first, as far as they fit */
+#define PLATFORM_RESET_VECTOR 0xFFFF0ull /* real mode's F000:FFF0, where firmware would begin */
 #define PLATFORM_TABLES_END 0x100000ull
 
 /* In the hole below 4 GiB. */
