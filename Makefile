@@ -95,6 +95,7 @@ $(BUILD)/tests/bench/%: tests/bench/%.c $(BUILD)/flags
 # ---- tests of one kind ----
 .PHONY: unit check-unit check-cli asan tsan
 unit: $(UNIT_BIN)
+.PRECIOUS: $(BUILD)/obj/tests/unit/%.o
 
 check-unit: unit ## run the unit tests
 	@set -e; for test in $(UNIT_BIN); do $$test --quiet; done
@@ -103,7 +104,8 @@ check-cli: all ## try the command line
 	@FERRY=$(BUILD)/ferry tests/cli/run-tests
 
 # Each sanitizer has a build folder of its own, in which unit tests and payload guests run.
-SANITIZED = @$(MAKE) --no-print-directory BUILD=$(BUILD)/$@ O='-O1 -g -fno-omit-frame-pointer'
+SANITIZED = @LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
+    $(MAKE) --no-print-directory BUILD=$(BUILD)/$@ O='-O1 -g -fno-omit-frame-pointer'
 asan: ## unit tests and payload guests under the address and undefined-behaviour sanitizers
 	$(SANITIZED) SAN='-fsanitize=address,undefined -fno-sanitize-recover=all' check-unit $(PAYLOADS)
 
