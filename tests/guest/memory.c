@@ -4,7 +4,7 @@
  * Two patterns: one word for each page that holds the page's own address, written everywhere
  * before any is read, so that two addresses that reach the same memory betray each other; then,
  * for each page, every word written and read back (`full` on the command line; every 64th page
- * without it). `bytes=N` is the amount of RAM that the map must add up to; `hole` says that there
+ * without it). `step=N` visits every Nth page only. `bytes=N` is the amount of RAM that the map must add up to; `hole` says that there
  * must be RAM above 4 GiB.
  */
 #include "memory.h"
@@ -142,10 +142,11 @@ int main(const struct boot_info *info)
     if (arg_present("hole"))
         check(count_ram(info, 4 * GIB) > 0, "map-high", "no RAM above 4 GiB");
     uint64_t begin = now_ns();
-    uint64_t pages = walk(info, 1, write_mark);
-    walk(info, 1, read_mark);
+    uint64_t step = arg_number("step", 1);
+    uint64_t pages = walk(info, step, write_mark);
+    walk(info, step, read_mark);
     check_pattern("marks", pages);
-    pages = walk(info, arg_present("full") ? 1 : 64, fill_page);
+    pages = walk(info, arg_present("full") ? step : 64 * step, fill_page);
     check_pattern("words", pages);
     print("bytes %lu in %lu ms\n", total, (now_ns() - begin) / MILLISECOND);
     return 0;
