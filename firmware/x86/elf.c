@@ -95,6 +95,7 @@ static int read_header(const struct kernel_source *source, bool *is_64, struct e
     return err;
 }
 
+/* Headers are read from the first on, and one outside the source ends it: `at` cannot wrap. */
 static int read_program(const struct kernel_source *source, bool is_64,
                         const struct elf_header *header, unsigned index, struct elf_program *out)
 {
@@ -103,11 +104,6 @@ static int read_program(const struct kernel_source *source, bool is_64,
     Elf32_Phdr p32;
     int err;
 
-    if (at < header->phoff) {
-        log_error("kernel %s: its program headers at %#llx wrap", source->file->path,
-                  (unsigned long long)header->phoff);
-        return -EINVAL;
-    }
     if (is_64) {
         err = kernel_source_read(source, &p64, sizeof(p64), at);
         if (!err)

@@ -181,18 +181,21 @@ void image_elf(struct image *image, const struct elf_spec *spec)
 
 struct elf_spec_segment elf_spec_pvh_note(uint8_t **bytes, uint64_t entry, unsigned size)
 {
-    static uint8_t notes[64];
-    Elf64_Nhdr other = {.n_namesz = 4, .n_descsz = 5, .n_type = 18};
+    static uint8_t notes[68];
+    Elf64_Nhdr other_name = {.n_namesz = 4, .n_descsz = 4, .n_type = 18};
+    Elf64_Nhdr odd_lengths = {.n_namesz = 3, .n_descsz = 5, .n_type = 1};
     Elf64_Nhdr pvh = {.n_namesz = 4, .n_descsz = size, .n_type = 18};
 
     memset(notes, 0, sizeof(notes));
-    memcpy(notes, &other, sizeof(other));
-    memcpy(notes + 12, "GNU", 4);
-    memcpy(notes + 24, &pvh, sizeof(pvh));
-    memcpy(notes + 36, "Xen", 4);
-    memcpy(notes + 40, &entry, size);
+    memcpy(notes, &other_name, sizeof(other_name));
+    memcpy(notes + 12, "GNU\0\xFF\xFF\xFF\x7F", 8);
+    memcpy(notes + 20, &odd_lengths, sizeof(odd_lengths));
+    memcpy(notes + 32, "ab", 3);
+    memcpy(notes + 44, &pvh, sizeof(pvh));
+    memcpy(notes + 56, "Xen", 4);
+    memcpy(notes + 60, &entry, size);
     *bytes = notes;
-    return (struct elf_spec_segment){.type = PT_NOTE, .file_size = 40 + size, .mem_size = 40 + size,
+    return (struct elf_spec_segment){.type = PT_NOTE, .file_size = 60 + size, .mem_size = 60 + size,
                                      .bytes = notes};
 }
 

@@ -69,8 +69,8 @@ struct elf_spec {
 /* One segment at 2 MiB, 300 bytes in the file and 500 in memory, entry at its byte 16. */
 struct elf_spec elf_spec(void);
 void image_elf(struct image *image, const struct elf_spec *spec);
-/* A note segment with a PVH entry, of 4 or 8 bytes, after a note of another name. Each call reuses
- * the bytes of the last. */
+/* A note segment with a PVH entry, of 4 or 8 bytes, after notes of another name and
+ * of lengths that take padding. Each call reuses the bytes of the last. */
 struct elf_spec_segment elf_spec_pvh_note(uint8_t **bytes, uint64_t entry, unsigned size);
 
 /* ---- Multiboot ---- */
