@@ -188,7 +188,8 @@ struct elf_spec_segment elf_spec_pvh_note(uint8_t **bytes, uint64_t entry, unsig
 
     memset(notes, 0, sizeof(notes));
     memcpy(notes, &other_name, sizeof(other_name));
-    memcpy(notes + 12, "GNU\0\xFF\xFF\xFF\x7F", 8);
+    memcpy(notes + 12, "GNU", 4);
+    memset(notes + 16, 0x7F, 4);
     memcpy(notes + 20, &odd_lengths, sizeof(odd_lengths));
     memcpy(notes + 32, "ab", 3);
     memcpy(notes + 44, &pvh, sizeof(pvh));

@@ -286,13 +286,18 @@ static void check_by_iasl(struct guest_memory *mem, gpa_t table, const char *fol
     run(command);
 }
 
+static bool has_iasl(void)
+{
+    return system("command -v iasl >/dev/null") == 0;
+}
+
 static void check_all_by_iasl(const struct acpi_config *config)
 {
     static const char *const names[] = {"FACP", "APIC", "MCFG"};
     struct guest_memory *mem = build(config);
     char folder[] = "/tmp/ferry-acpi-XXXXXX", command[64];
 
-    if (system("command -v iasl >/dev/null") != 0)
+    if (!has_iasl())
         cr_skip_test("iasl (package acpica-tools) is not here");
     cr_assert(mkdtemp(folder));
     check_by_iasl(mem, find_dsdt(mem), folder);
@@ -422,4 +427,139 @@ Test(aml, nested_too_deep_is_an_error)
         aml_end(&aml);
     cr_assert_eq(aml_finish(&aml), -EINVAL);
     aml_fini(&aml);
+}
+
+/* ---- the writer against iasl: the same ASL must give the same bytes ---- */
+
+static const char reference_asl[] =
+    "DefinitionBlock (\"\", \"DSDT\", 2, \"FERRY \", \"FERRYVM \", 1) {\n"
+    "  Scope (\\_SB) {\n"
+    "    Device (DEV0) {\n"
+    "      Name (_HID, EisaId (\"PNP0A08\"))\n"
+    "      Name (_CID, \"ACPI0013\")\n"
+    "      Name (_CRS, ResourceTemplate () {\n"
+    "        IO (Decode16, 0x3F8, 0x3F8, 1, 8)\n"
+    "        IRQNoFlags () {4}\n"
+    "        Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {5}\n"
+    "        Memory32Fixed (ReadWrite, 0xE0000000, 0x100000)\n"
+    "        WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,\n"
+    "          0, 0, 7, 0, 8)\n"
+    "        WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,\n"
+    "          0, 0xD00, 0xFFFF, 0, 0xF300)\n"
+    "        DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable,\n"
+    "          ReadWrite, 0, 0xC0000000, 0xDFFFFFFF, 0, 0x20000000)\n"
+    "        QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable,\n"
+    "          ReadWrite, 0, 0x8000000000, 0x8FFFFFFFFF, 0, 0x1000000000)\n"
+    "      })\n"
+    "      Method (MTH0, 4, Serialized) {\n"
+    "        CreateDWordField (Arg3, 8, CDW3)\n"
+    "        If (LEqual (Arg0, ToUUID (\"33DB4D5B-1FF7-401C-9657-7441C03DD766\"))) {\n"
+    "          And (CDW3, 0x1C, Local0)\n"
+    "          If (LNot (LEqual (Local0, CDW3))) { Or (CDW3, 0x10, CDW3) }\n"
+    "          Store (Local0, CDW3)\n"
+    "        } Else { Notify (\\_SB.DEV0, 0x80) }\n"
+    "        Return (Arg3)\n"
+    "      }\n"
+    "    }\n"
+    "  }\n"
+    "  Name (\\_S5, Package (4) {5, Zero, One, 0x12345678})\n"
+    "}\n";
+
+static void write_reference_method(struct aml *aml)
+{
+    aml_method(aml, "MTH0", 4, true);
+    aml_create_dword_field(aml, AML_ARG3, 8, "CDW3");
+    aml_if(aml);
+    aml_op(aml, AML_LEQUAL);
+    aml_op(aml, AML_ARG0);
+    aml_uuid(aml, "33DB4D5B-1FF7-401C-9657-7441C03DD766");
+    aml_op(aml, AML_AND);
+    aml_path(aml, "CDW3");
+    aml_integer(aml, 0x1C);
+    aml_op(aml, AML_LOCAL0);
+    aml_if(aml);
+    aml_op(aml, AML_LNOT);
+    aml_op(aml, AML_LEQUAL);
+    aml_op(aml, AML_LOCAL0);
+    aml_path(aml, "CDW3");
+    aml_op(aml, AML_OR);
+    aml_path(aml, "CDW3");
+    aml_integer(aml, 0x10);
+    aml_path(aml, "CDW3");
+    aml_end(aml);
+    aml_op(aml, AML_STORE);
+    aml_op(aml, AML_LOCAL0);
+    aml_path(aml, "CDW3");
+    aml_end(aml);
+    aml_else(aml);
+    aml_op(aml, AML_NOTIFY);
+    aml_path(aml, "\\_SB_.DEV0");
+    aml_integer(aml, 0x80);
+    aml_end(aml);
+    aml_op(aml, AML_RETURN);
+    aml_op(aml, AML_ARG3);
+    aml_end(aml);
+}
+
+static void write_reference(struct aml *aml)
+{
+    struct aml_resources res = {0};
+
+    aml_res_io(&res, 0x3F8, 8);
+    aml_res_irq(&res, 4);
+    aml_res_interrupt(&res, 5);
+    aml_res_memory32_fixed(&res, 0xE0000000, 0x100000);
+    aml_res_bus_window(&res, 0, 7);
+    aml_res_io_window(&res, 0xD00, 0xF300);
+    aml_res_memory32_window(&res, 0xC0000000, 0x20000000);
+    aml_res_memory64_window(&res, 0x8000000000, 0x1000000000);
+    aml_init(aml);
+    aml_scope(aml, "\\_SB_");
+    aml_device(aml, "DEV0");
+    aml_name(aml, "_HID");
+    aml_eisaid(aml, "PNP0A08");
+    aml_name(aml, "_CID");
+    aml_string(aml, "ACPI0013");
+    aml_name(aml, "_CRS");
+    aml_resources(aml, &res);
+    write_reference_method(aml);
+    aml_end(aml);
+    aml_end(aml);
+    aml_name(aml, "\\_S5_");
+    aml_package(aml, 4);
+    aml_integer(aml, 5);
+    aml_integer(aml, 0);
+    aml_integer(aml, 1);
+    aml_integer(aml, 0x12345678);
+    aml_end(aml);
+}
+
+Test(acpi_iasl, compiles_what_the_writer_writes_to_the_same_bytes)
+{
+    char folder[] = "/tmp/ferry-acpi-XXXXXX", text[256];
+    struct aml aml;
+    uint8_t *compiled = calloc(1, 4096);
+    size_t length;
+    FILE *file;
+
+    if (!has_iasl())
+        cr_skip_test("iasl (package acpica-tools) is not here");
+    cr_assert(mkdtemp(folder));
+    snprintf(text, sizeof(text), "%s/a.asl", folder);
+    file = fopen(text, "we");
+    cr_assert(file && fputs(reference_asl, file) >= 0 && fclose(file) == 0);
+    snprintf(text, sizeof(text),
+             "cd %s && { iasl -oa -p a a.asl >log 2>&1 || { cat log; false; }; }", folder);
+    run(text);
+    snprintf(text, sizeof(text), "%s/a.aml", folder);
+    file = fopen(text, "re");
+    cr_assert(file);
+    length = fread(compiled, 1, 4096, file);
+    fclose(file);
+    write_reference(&aml);
+    cr_assert_gt(length, 36);
+    check_aml(&aml, compiled + 36, length - 36);
+    free(compiled);
+    snprintf(text, sizeof(text), "rm -r %s", folder);
+    run(text);
 }

@@ -231,6 +231,20 @@ Test(decompress, lz4_goes_on_over_blocks_and_frames)
     free(back);
 }
 
+Test(decompress, lz4_refuses_a_block_of_more_than_8_mib)
+{
+    size_t length = (size_t)LZ4_BLOCK + 1;
+    uint8_t *in = calloc(1, length), *back = malloc(length);
+
+    cr_assert(in && back);
+    packed.length = 0;
+    put_u32(0x184C2102);
+    pack_lz4_block(in, length);
+    cr_assert_eq(decompress(COMPRESSION_LZ4, packed.bytes, packed.length, back, length), -EBADMSG);
+    free(in);
+    free(back);
+}
+
 Test(decompress, lz4_refuses_a_block_that_is_longer_than_any)
 {
     packed.length = 0;

@@ -171,6 +171,7 @@ Test(multiboot, addresses_that_contradict_themselves_are_refused)
 {
     static const struct multiboot_spec wrong[] = {
         {0x10003, 0x200040, 0x200044, 0x200200, 0x200300, 0x200080}, /* load after the header */
+        {0x10003, 0x10, 0xFFFFFFE0, 0, 0, 0xFFFFFFE8},               /* the same, and it wraps */
         {0x10003, 0x200040, 0x1FFF00, 0x200200, 0x200300, 0x200080}, /* before the file begins */
         {0x10003, 0x200040, 0x200000, 0x200020, 0x200300, 0x200080}, /* end before the header */
         {0x10003, 0x200040, 0x200000, 0x200200, 0x200100, 0x200080}, /* bss ends inside the data */
