@@ -150,6 +150,7 @@ Test(bus, an_empty_or_wrapping_region_is_refused)
     struct chip chip = {0};
 
     cr_assert_eq(add(&chip, 0x1000, 0), -EINVAL);
+    cr_assert_eq(add(&chip, 0, 0), -EINVAL);
     cr_assert_eq(add(&chip, UINT64_MAX, 2), -EINVAL);
     cr_assert_eq(add(&chip, 2, UINT64_MAX), -EINVAL);
 }

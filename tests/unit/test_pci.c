@@ -361,6 +361,7 @@ Test(pci, capabilities_that_do_not_fit_are_refused)
     device_unlock(&fake.env);
     cr_assert_eq(at, -ENOSPC);
     cr_assert_neq(fake_find_cap(&fake, 1, 9, 0), 0);
+    cr_assert_eq(fake_find_cap(&fake, 1, 9, 1), 0, "behind 60 and 12 bytes there is room for one");
     cr_assert_eq(get(1, PCI_VENDOR_ID, 4), 0x10551AF4);
 }
 

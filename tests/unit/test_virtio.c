@@ -198,6 +198,14 @@ Test(virtio, a_queue_enabled_before_the_features_breaks_the_device)
     cr_assert(virtio_get_status(vdev) & BROKEN);
 }
 
+Test(virtio, enabling_a_queue_twice_changes_nothing)
+{
+    fake_driver_start(vdev, 0, queues, 1);
+    vdev->queues[0].st.size = 3;
+    virtio_queue_enable(vdev, 0);
+    cr_assert_not(virtio_get_status(vdev) & BROKEN);
+}
+
 Test(virtio, kicks_reach_the_class_only_while_queue_and_device_are_live)
 {
     virtio_queue_kicked(vdev, 0);
@@ -402,6 +410,13 @@ static void spoil_index(struct virtio_state *state)
 static void spoil_early_queue(struct virtio_state *state)
 {
     state->status = ACK | DRIVER;
+}
+
+Test(virtio, a_state_that_is_ready_without_features_is_refused_without_queues_too)
+{
+    fake_driver_start(vdev, 0, queues, 0);
+    cr_assert_eq(transfer(vdev, NULL), 0);
+    cr_assert_eq(transfer(vdev, spoil_ready_without_features), -EINVAL);
 }
 
 Test(virtio, a_state_that_cannot_be_is_refused_and_changes_nothing)

@@ -243,6 +243,15 @@ Test(virtqueue, a_broken_queue_works_again_after_reset)
     cr_assert_eq(virtqueue_pop(&vq, &chain), 1);
 }
 
+Test(virtqueue, a_broken_queue_stays_so_when_the_ring_is_mended)
+{
+    publish(SIZE);
+    assert_broken();
+    put_u16(drv.avail + 4, 0);
+    fake_desc_write(&drv, 0, DATA_AT, 8, 0, 0);
+    cr_assert_eq(virtqueue_pop(&vq, &chain), -EINVAL);
+}
+
 Test(virtqueue, a_head_outside_the_table_breaks_it)
 {
     publish(SIZE);
@@ -691,6 +700,8 @@ Test(virtqueue, after_65536_entries_without_a_question_the_driver_is_interrupted
         pass_one();
     fake_queue_set_used_event(&drv, 30000);
     cr_assert(virtqueue_wants_interrupt(&vq));
+    pass_one();
+    cr_assert_not(virtqueue_wants_interrupt(&vq), "from there on the event index counts again");
 }
 
 /* ---- kicks ---- */
@@ -749,6 +760,10 @@ Test(virtqueue, kicks_can_be_switched_off_and_on_without_the_event_index)
     add_one();
     cr_assert(virtqueue_enable_kicks(&vq));
     cr_assert(fake_queue_should_kick(&drv, 1));
+    virtqueue_disable_kicks(&vq);
+    cr_assert_not(fake_queue_should_kick(&drv, 1));
+    cr_assert(virtqueue_enable_kicks(&vq));
+    cr_assert(fake_queue_should_kick(&drv, 1), "the second time, too");
 }
 
 Test(virtqueue, a_flag_left_by_an_earlier_owner_of_the_ring_is_cleared)
