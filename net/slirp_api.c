@@ -16,7 +16,6 @@
 
 #include "vmm/util/log.h"
 
-#define SLIRP_SONAME "libslirp.so.0"
 
 #define GLIB_LEVEL_INFO (1 << 6) /* GLogLevelFlags: this and above is no complaint */
 

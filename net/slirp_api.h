@@ -9,6 +9,8 @@
 
 #include <libslirp.h>
 
+#define SLIRP_SONAME "libslirp.so.0"
+
 /* Each function of the library that Ferry calls. */
 #define SLIRP_API(X)                                                                               \
     X(slirp_new)                                                                                   \

@@ -35,7 +35,7 @@ struct curl_api {
 
 static int load_curl(struct curl_api *api)
 {
-    static const char *const names[] = {"libcurl-gnutls.so.4", "libcurl.so.4"};
+    static const char *const names[] = {CURL_SONAME, CURL_OTHER_SONAME};
     const struct {
         const char *name;
         void *function;

@@ -8,6 +8,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* libcurl, which is loaded when it is needed, under the names that Debian and others give it. */
+#define CURL_SONAME "libcurl-gnutls.so.4"
+#define CURL_OTHER_SONAME "libcurl.so.4"
+
 /*
  * method and path as in the table of routes; body NULL: none. *reply (may be NULL) is then the
  * answer's JSON or NULL, owned by the caller. Blocks, a few seconds at most. Errors: -ENOENT (no

@@ -8,6 +8,7 @@
  */
 #include "vmm/doctor.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
@@ -21,7 +22,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "net/slirp_api.h"
 #include "vmm/arch.h"
+#include "vmm/client.h"
+#include "vmm/http_api.h"
 #include "vmm/memory.h"
 #include "vmm/probe.h"
 #include "vmm/util/log.h"
@@ -257,6 +261,37 @@ static void check_userfaultfd(struct diagnosis *diagnosis, json_t *host)
     }
 }
 
+/* Libraries that are loaded when something asks for what they do. */
+static const struct {
+    const char *name, *soname, *other_soname, *use, *advice;
+} libraries[] = {
+    {"libslirp", SLIRP_SONAME, SLIRP_SONAME, "--net nat", "on Debian: apt-get install libslirp0"},
+    {"libmicrohttpd", HTTP_SONAME, HTTP_SONAME, "the control socket",
+     "on Debian: apt-get install libmicrohttpd12"},
+    {"libcurl", CURL_SONAME, CURL_OTHER_SONAME, "ferry ps, pause, resume, reboot and stop",
+     "on Debian: apt-get install libcurl3-gnutls"},
+};
+
+static void check_libraries(struct diagnosis *diagnosis, json_t *host)
+{
+    json_t *list = json_object();
+
+    for (size_t i = 0; i < sizeof(libraries) / sizeof(libraries[0]); i++) {
+        void *library = dlopen(libraries[i].soname, RTLD_LAZY | RTLD_LOCAL);
+
+        if (!library)
+            library = dlopen(libraries[i].other_soname, RTLD_LAZY | RTLD_LOCAL);
+        json_object_set_new(list, libraries[i].name, json_boolean(library != NULL));
+        if (library)
+            add(diagnosis, VERDICT_OK, libraries[i].name, NULL, "is there, for %s",
+                libraries[i].use);
+        else
+            add(diagnosis, VERDICT_NOTE, libraries[i].name, libraries[i].advice,
+                "cannot be loaded; it is needed for %s", libraries[i].use);
+    }
+    json_object_set_new(host, "libraries", list);
+}
+
 /* A field of /proc/meminfo, in bytes. */
 static uint64_t meminfo(const char *name)
 {
@@ -305,6 +340,7 @@ int diagnosis_make(struct diagnosis *diagnosis)
     check_hugepages(diagnosis, host);
     check_tun(diagnosis, host);
     check_userfaultfd(diagnosis, host);
+    check_libraries(diagnosis, host);
     json_object_set_new(diagnosis->json, "can_run_guests", json_boolean(diagnosis->can_run));
     return 0;
 }

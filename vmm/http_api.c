@@ -9,7 +9,6 @@
 
 #include "vmm/util/log.h"
 
-#define SONAME "libmicrohttpd.so.12"
 
 static const struct {
     const char *name;
@@ -30,7 +29,7 @@ static const struct {
 int http_api_load(struct http_api *api)
 {
     /* Never closed: a second call finds it loaded. */
-    void *library = dlopen(SONAME, RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen(HTTP_SONAME, RTLD_NOW | RTLD_LOCAL);
 
     if (!library) {
         log_error("the control socket needs libmicrohttpd, which cannot be loaded (%s); on Debian: "
@@ -41,7 +40,7 @@ int http_api_load(struct http_api *api)
         void *symbol = dlsym(library, symbols[i].name);
 
         if (!symbol) {
-            log_error("the control socket: %s has no %s()", SONAME, symbols[i].name);
+            log_error("the control socket: %s has no %s()", HTTP_SONAME, symbols[i].name);
             return -ENOENT;
         }
         /* dlsym(3): POSIX says that the pointer converts to a function's. */

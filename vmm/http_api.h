@@ -9,6 +9,8 @@
 
 #include <microhttpd.h>
 
+#define HTTP_SONAME "libmicrohttpd.so.12"
+
 struct http_api {
     __typeof__(&MHD_start_daemon) start_daemon;
     __typeof__(&MHD_stop_daemon) stop_daemon;
