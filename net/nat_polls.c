@@ -101,8 +101,8 @@ static void set_free(struct nat_socket *sock)
 }
 
 /*
- * The ring tells of a datagram when it arrives, poll(2) only once its checksum was found right; and
- * libslirp reads datagrams with blocking calls. So a datagram is believed when poll(2) shows it.
+ * The ring may tell of a datagram when it arrives, poll(2) tells only when its checksum was found
+ * right; and libslirp reads datagrams with blocking calls. So one is believed when poll(2) shows it.
  */
 static short confirm(const struct nat_socket *sock)
 {
