@@ -2,10 +2,11 @@
  * virtio-blk (virtio 1.2 §5.2): requests of the guest's driver as operations of the event loop on a
  * raw image, straight into and out of guest memory.
  *
- * Does not open or measure the image (blk_image.c), knows no transport and walks no rings. A request
- * goes through steps, each one asynchronous operation: the transfer, a hole or zeroes for each
- * range, and at the end fdatasync where the cache is write-through. Its slot belongs to it until it
- * is returned to the driver; slots exist from creation on, so nothing is allocated here later.
+ * Does not open or measure the image (blk_image.c), knows no transport and walks no rings.
+ *
+ * A request goes through steps, each one asynchronous operation: the transfer, a hole or zeroes for
+ * each range, and at the end fdatasync where the cache is write-through. Its slot belongs to it
+ * until it is returned to the driver; slots exist from creation on, so nothing is allocated later.
  *
  * Threads: all of it with the device lock held. Requests are taken, carried out and finished on the
  * event loop's thread; reset and the configuration space are a vCPU's. Two things are touched
@@ -13,8 +14,8 @@
  * driver once for all that finished in a batch, and the hook and call themselves.
  *
  * A reset does not wait: it counts the device's generation up, and what was in flight is dropped
- * when it comes back. Until then busy() holds the reset's end off (§2.4.1), because the kernel still
- * writes into the driver's buffers.
+ * when it comes back. Until then busy() holds the reset's end off (§2.4.1), because the kernel
+ * still writes into the driver's buffers.
  */
 #include "devices/virtio/blk.h"
 
@@ -366,7 +367,8 @@ static void fail(struct blk_request *req, int err)
 
 static void run_hook(struct loop_hook *hook)
 {
-    struct virtio_blk *blk = (struct virtio_blk *)((char *)hook - offsetof(struct virtio_blk, hook));
+    struct virtio_blk *blk =
+        (struct virtio_blk *)((char *)hook - offsetof(struct virtio_blk, hook));
     struct virtio_device *vdev = &blk->vdev;
     uint32_t due;
 
@@ -853,8 +855,8 @@ static void blk_kicked(struct virtio_device *vdev, unsigned index)
 
 static void run_again(struct loop_call *call)
 {
-    struct virtio_blk *blk = (struct virtio_blk *)((char *)call -
-                                                   offsetof(struct virtio_blk, again));
+    struct virtio_blk *blk =
+        (struct virtio_blk *)((char *)call - offsetof(struct virtio_blk, again));
     uint32_t starved;
 
     device_lock(blk->vdev.env);

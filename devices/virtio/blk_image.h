@@ -15,7 +15,7 @@
 struct blk_image {
     int fd;                  /* owns; -1: closed */
     uint64_t size;           /* bytes; a multiple of block_size */
-    uint32_t block_size;     /* bytes: the unit of transfers; 512 but where O_DIRECT asks for more */
+    uint32_t block_size;     /* bytes: the unit of transfers; 512, or what O_DIRECT asks for */
     uint32_t physical_block; /* bytes: what the host writes without reading; a power of two */
     uint32_t optimal_io;     /* bytes; 0: no preference */
     uint32_t memory_align;   /* of buffers, a power of two; 1 without O_DIRECT */

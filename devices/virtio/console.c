@@ -7,8 +7,8 @@
  * is out; one that input will go to is looked at, put back, and taken when the input is there. So
  * there is nothing to drain at a pause, and what migrates is one number.
  *
- * Runs with the device lock held: kicks and the stream's callbacks on the event loop's thread, reset
- * and the configuration space on a vCPU's.
+ * Runs with the device lock held: kicks and the stream's callbacks on the event loop's thread,
+ * reset and the configuration space on a vCPU's.
  */
 #include "devices/virtio/console.h"
 
@@ -174,7 +174,7 @@ static void receive(struct virtio_console *con)
     con->received = false;
 }
 
-/* Bytes that the driver has no buffer for, although it had one just now, are lost: its own doing. */
+/* Bytes that the driver has no buffer for, although it had one just now, are lost by its doing. */
 static void take_input(struct chardev_front *front, const uint8_t *bytes, size_t n)
 {
     struct virtio_console *con = of_front(front);

@@ -1,8 +1,8 @@
 /*
  * virtio-blk in two ways, by the input's first byte: under a hostile guest, where only the image's
- * size and the device's return to rest are certain; and under an orderly one that asks for anything,
- * where a naive model, an array of sectors, says what each answer must be and what the image must
- * hold.
+ * size and the device's return to rest are certain; and under an orderly one that asks for all
+ * sorts of things, where a naive model, an array of sectors, says what each answer must be and what
+ * the image must hold.
  */
 #include <stdio.h>
 #include <string.h>

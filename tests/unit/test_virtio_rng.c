@@ -1,6 +1,6 @@
 /*
- * virtio-rng driven as a guest's driver does. getrandom(2) is this file's own: it counts up, so that
- * what the guest gets can be told from what it had, and fails when a test says so.
+ * virtio-rng driven as a guest's driver does. getrandom(2) is this file's own: it gives a byte that
+ * can be told from what the guest had, and gives less, or fails, when a test says so.
  */
 #include <criterion/criterion.h>
 #include <errno.h>
