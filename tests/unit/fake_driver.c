@@ -8,17 +8,23 @@
 
 #define PAGE 4096ull
 
+/* The rings' fields are shared with the device, which may be at work on another thread. */
+static uint16_t *field(const struct fake_queue *q, gpa_t gpa)
+{
+    uint16_t *at = memory_at(q->mem, gpa, sizeof(*at));
+
+    cr_assert_not_null(at);
+    return at;
+}
+
 static uint16_t get_u16(const struct fake_queue *q, gpa_t gpa)
 {
-    uint16_t value;
-
-    cr_assert_eq(memory_read(q->mem, gpa, &value, sizeof(value)), 0);
-    return value;
+    return __atomic_load_n(field(q, gpa), __ATOMIC_ACQUIRE);
 }
 
 static void put_u16(struct fake_queue *q, gpa_t gpa, uint16_t value)
 {
-    cr_assert_eq(memory_write(q->mem, gpa, &value, sizeof(value)), 0);
+    __atomic_store_n(field(q, gpa), value, __ATOMIC_RELEASE);
 }
 
 static gpa_t page_up(gpa_t gpa)
@@ -114,6 +120,8 @@ uint16_t fake_queue_add_indirect(struct fake_queue *q, const struct fake_piece *
 
 bool fake_queue_should_kick(const struct fake_queue *q, uint16_t old)
 {
+    /* virtio 1.2 §2.7.13.4.1: the index is out before the device's wish is looked at. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (q->event_idx)
         return vring_need_event(get_u16(q, q->used + 4 + 8ull * q->size), q->avail_idx, old);
     return !(get_u16(q, q->used) & VRING_USED_F_NO_NOTIFY);

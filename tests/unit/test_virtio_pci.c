@@ -9,6 +9,9 @@
 #include <linux/virtio_config.h>
 #include <linux/virtio_pci.h>
 #include <linux/virtio_ring.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -181,14 +184,19 @@ static void enable_msix(void)
 }
 
 /* The whole way to a live device with n queues. */
-static void start(unsigned n)
+static void start_with(uint64_t features, unsigned n)
 {
-    negotiate(1ull << VIRTIO_F_VERSION_1 | 1ull << FAKE_CLASS_FEATURE_A);
+    negotiate(1ull << VIRTIO_F_VERSION_1 | features);
     enable_msix();
     for (unsigned i = 0; i < n; i++)
         enable_queue(i);
     put(VIRTIO_PCI_COMMON_STATUS, 1, READY);
     cr_assert_eq(status(), READY);
+}
+
+static void start(unsigned n)
+{
+    start_with(1ull << FAKE_CLASS_FEATURE_A, n);
 }
 
 static void add_request(unsigned queue)
@@ -991,6 +999,101 @@ Test(virtio_pci, a_record_cut_anywhere_is_refused)
     }
     state_buffer_fini(&buffer);
     cr_assert_eq(status(), READY);
+}
+
+/* ---- a vCPU beside the loop ---- */
+
+#define RACE_ROUNDS 60
+#define RACE_REQUESTS 12
+
+struct vcpu {
+    pthread_t thread;
+    uint64_t features;
+    unsigned lost; /* requests not served before the deadline */
+    atomic_bool ended;
+    struct loop_call wake; /* the loop, when it ended */
+};
+
+static void wake_loop(struct loop_call *call)
+{
+    (void)call;
+}
+
+/* Kicks only when asked to, moves the BAR now and then, and waits for each request. */
+static bool pass_request(unsigned i)
+{
+    uint64_t deadline = loop_now_ns() + FAKE_DEADLINE_NS;
+    uint16_t old = queues[0].avail_idx;
+
+    add_request(0);
+    if (i % 3 == 0) {
+        fake_config_write(&fake, SLOT, PCI_BASE_ADDRESS_0, 4, 0xD0000000 + (i % 2 << 20));
+        locate(&u);
+    }
+    if (fake_queue_should_kick(&queues[0], old))
+        notify(0);
+    while (fake_queue_used_idx(&queues[0]) != (uint16_t)(old + 1)) {
+        if (loop_now_ns() > deadline)
+            return false;
+        sched_yield();
+    }
+    return true;
+}
+
+static void *run_vcpu(void *arg)
+{
+    struct vcpu *vcpu = arg;
+
+    for (int round = 0; round < RACE_ROUNDS && vcpu->lost == 0; round++) {
+        struct fake_used used;
+
+        fake_queue_init(&queues[0], fake.env.mem, RING_AT, 16);
+        queues[0].event_idx = vcpu->features >> VIRTIO_RING_F_EVENT_IDX & 1;
+        start_with(vcpu->features, 1);
+        for (unsigned i = 0; i < RACE_REQUESTS; i++) {
+            if (!pass_request(i))
+                vcpu->lost++;
+            (void)fake_queue_take(&queues[0], &used);
+        }
+        notify(0);
+        put(VIRTIO_PCI_COMMON_STATUS, 1, 0);
+    }
+    atomic_store(&vcpu->ended, true);
+    loop_call(fake.env.loop, &vcpu->wake);
+    return NULL;
+}
+
+static bool has_ended(void *arg)
+{
+    return atomic_load(&((struct vcpu *)arg)->ended) &&
+           !atomic_load(&((struct vcpu *)arg)->wake.queued);
+}
+
+static void race(uint64_t features)
+{
+    struct vcpu vcpu = {.features = features, .wake.run = wake_loop};
+
+    u.fc->echo = true;
+    cr_assert_eq(pthread_create(&vcpu.thread, NULL, run_vcpu, &vcpu), 0);
+    fake_env_wait(&fake, has_ended, &vcpu);
+    cr_assert_eq(pthread_join(vcpu.thread, NULL), 0);
+    cr_assert_eq(vcpu.lost, 0);
+}
+
+Test(virtio_pci, no_kick_is_lost_while_a_vcpu_resets_and_moves_the_device)
+{
+    race(0);
+}
+
+Test(virtio_pci, no_kick_is_lost_with_the_event_index_either)
+{
+    race(1ull << VIRTIO_RING_F_EVENT_IDX);
+}
+
+Test(virtio_pci, no_kick_is_lost_without_doorbells_either)
+{
+    fake.bell_error = -ENOSPC;
+    race(1ull << VIRTIO_RING_F_EVENT_IDX);
 }
 
 /* ---- a hostile driver ---- */
