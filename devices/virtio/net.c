@@ -139,7 +139,9 @@ static void read_frame(struct frame_reader *reader, uint8_t *to, size_t length)
 
         if (run > length)
             run = length;
-        memcpy(to, (const uint8_t *)reader->iov->iov_base + reader->offset, run);
+        /* Both sides are the guest's memory when a frame of its own comes back to it, and it may
+         * have laid one over the other. */
+        memmove(to, (const uint8_t *)reader->iov->iov_base + reader->offset, run);
         to += run;
         length -= run;
         reader->offset += run;
