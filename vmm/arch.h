@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "vmm/util/state.h"
+
 struct arch_vm;
 struct arch_vcpu;
 struct vcpu;
@@ -42,6 +44,13 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
 void arch_vcpu_destroy(struct arch_vcpu *acpu);
 /* Back to power-on state. On the vCPU's own thread or while it is parked. */
 int arch_vcpu_reset(struct arch_vcpu *acpu);
+
+/* Append and read all of a vCPU's or a VM's state as records (vmm/util/state.h), parked. A load that
+ * fails leaves it unfit to run. -EINVAL: this host cannot run it. */
+int arch_vcpu_save(struct arch_vcpu *acpu, struct state_buffer *out);
+int arch_vcpu_load(struct arch_vcpu *acpu, struct state_reader *in);
+int arch_vm_save(int vm_fd, struct state_buffer *out);
+int arch_vm_load(int vm_fd, struct state_reader *in);
 
 /* Emulates one exit that is the architecture's own (KVM_EXIT_IO on x86). 0 when done, -ENOSYS when
  * it knows none such. vCPU thread, device lock not held. */

@@ -113,7 +113,8 @@ static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path
     api->setopt(curl, CURLOPT_URL, url);
     api->setopt(curl, CURLOPT_UNIX_SOCKET_PATH, path);
     api->setopt(curl, CURLOPT_CUSTOMREQUEST, request->method);
-    api->setopt(curl, CURLOPT_TIMEOUT, TIMEOUT_S);
+    if (!request->patient)
+        api->setopt(curl, CURLOPT_TIMEOUT, TIMEOUT_S);
     api->setopt(curl, CURLOPT_NOSIGNAL, 1L);
     api->setopt(curl, CURLOPT_PROXY, "");
     api->setopt(curl, CURLOPT_WRITEFUNCTION, receive);

@@ -24,6 +24,7 @@ struct client_request {
     const char *path;
     const json_t *body;
     bool quiet;
+    bool patient; /* the answer may take as long as it takes */
 };
 int client_ask(const struct client_request *request, json_t **reply);
 

@@ -54,6 +54,8 @@ extern const struct command cmd_pause;
 extern const struct command cmd_resume;
 extern const struct command cmd_reboot;
 extern const struct command cmd_stop;
+extern const struct command cmd_save;
+extern const struct command cmd_restore;
 
 /*
  * Reads the command's options into *object. CMD_PARSED; CMD_HELPED when --help was asked for and
@@ -63,5 +65,16 @@ enum cmd_parsed { CMD_PARSED, CMD_HELPED, CMD_WRONG };
 enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, void *object);
 
 void cmd_print_help(const struct command *command);
+
+/* ---- for the commands that run a guest; in cmd_run.c ---- */
+
+struct machine;
+
+/* A parser for a flag that may be repeated: unsigned, counted up. */
+int cmd_count_up(const struct option_key *key, const char *text, void *field);
+/* What -v means, given so many times. */
+void cmd_set_verbosity(unsigned verbose);
+/* Runs the guest to its end, takes the machine down, and says how it ended. */
+enum exit_status cmd_run_machine(struct machine *machine);
 
 #endif

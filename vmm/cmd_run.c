@@ -33,8 +33,7 @@ static int read_net(void *object, const char *text)
     return machine_config_add_net(&((struct run_options *)object)->machine, text);
 }
 
-/* A flag that may be repeated. */
-static int count_up(const struct option_key *key, const char *text, void *field)
+int cmd_count_up(const struct option_key *key, const char *text, void *field)
 {
     (void)key;
     (void)text;
@@ -99,7 +98,7 @@ static const struct cmd_option options[] = {
      {.name = "grace", .parse = option_parse_number, .offset = AT(machine.grace_s), .max = 86400},
      NULL},
     {'v', NULL, "off", "say more; twice for everything",
-     {.name = "verbose", .parse = count_up, .offset = AT(verbose)}, NULL},
+     {.name = "verbose", .parse = cmd_count_up, .offset = AT(verbose)}, NULL},
     {0},
 };
 
@@ -126,6 +125,7 @@ static enum exit_status status_of(enum machine_outcome outcome, int signal_numbe
     switch (outcome) {
     case MACHINE_POWERED_OFF:
     case MACHINE_WAS_RESET:
+    case MACHINE_SAVED:
     case MACHINE_QUIT: return STATUS_OK;
     case MACHINE_CRASHED: return STATUS_CRASHED;
     case MACHINE_KILLED: return STATUS_SIGNAL + (unsigned)signal_number;
@@ -133,19 +133,32 @@ static enum exit_status status_of(enum machine_outcome outcome, int signal_numbe
     return STATUS_FAILED;
 }
 
-static enum exit_status run_machine(const struct machine_config *config)
+enum exit_status cmd_run_machine(struct machine *machine)
 {
     enum exit_status status = STATUS_FAILED;
     enum machine_outcome outcome;
-    struct machine *machine;
-    int signal_number, error = machine_create(&machine, config);
+    int signal_number;
 
-    if (error < 0)
-        return error == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
     if (machine_run(machine, &outcome, &signal_number) == 0)
         status = status_of(outcome, signal_number);
     machine_destroy(machine);
     return status;
+}
+
+void cmd_set_verbosity(unsigned verbose)
+{
+    if (verbose > 0)
+        log_set_level(verbose == 1 ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG);
+}
+
+static enum exit_status create_and_run(const struct machine_config *config)
+{
+    struct machine *machine;
+    int error = machine_create(&machine, config);
+
+    if (error < 0)
+        return error == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
+    return cmd_run_machine(machine);
 }
 
 static enum exit_status run(const struct command *command, int argc, char **argv)
@@ -161,10 +174,9 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     case CMD_WRONG:
         break;
     case CMD_PARSED:
-        if (wanted.verbose > 0)
-            log_set_level(wanted.verbose == 1 ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG);
+        cmd_set_verbosity(wanted.verbose);
         if (machine_config_finish(&wanted.machine) == 0 && check_memory(&wanted.machine) == 0)
-            status = run_machine(&wanted.machine);
+            status = create_and_run(&wanted.machine);
         break;
     }
     machine_config_fini(&wanted.machine);

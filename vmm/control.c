@@ -33,6 +33,10 @@
 #define CLIENT_MEMORY (32u * 1024)
 #define BODY_MAX (64u * 1024)
 #define NS_PER_MS 1000000ull
+/* Clients have this long to read their answers when the process ends. */
+#define FAREWELL_NS (200 * NS_PER_MS)
+
+struct request;
 
 struct control {
     struct loop *loop;                  /* borrowed */
@@ -45,10 +49,15 @@ struct control {
     struct http_api api;
     struct MHD_Daemon *daemon;          /* owns; NULL before the first client */
     int epoll_fd;                       /* the daemon's */
+    struct request *waiting;            /* borrowed: its answer comes later */
 };
 
 /* One request while its body arrives. */
 struct request {
+    struct MHD_Connection *connection; /* borrowed */
+    bool answered;                     /* by control_answer(), with the two below */
+    int error;
+    json_t *reply;                     /* owns */
     size_t length;
     bool too_long;
     char body[BODY_MAX];
@@ -107,11 +116,23 @@ static unsigned status_of(int error, const json_t *reply)
     }
 }
 
+/* Takes reply over. */
+static enum MHD_Result answer_result(struct control *c, struct MHD_Connection *connection, int err,
+                                     json_t *reply)
+{
+    enum MHD_Result result;
+
+    if (err && !reply)
+        reply = json_string(strerror(-err));
+    result = answer(c, connection, status_of(err, reply), reply);
+    json_decref(reply);
+    return result;
+}
+
 static enum MHD_Result serve(struct control *c, struct MHD_Connection *connection,
-                             const struct control_route *route, const struct request *request)
+                             const struct control_route *route, struct request *request)
 {
     json_t *body = NULL, *reply = NULL;
-    enum MHD_Result result;
     json_error_t error;
     int err;
 
@@ -127,16 +148,18 @@ static enum MHD_Result serve(struct control *c, struct MHD_Connection *connectio
     }
     err = route->handle(c->opaque, body, &reply);
     json_decref(body);
-    if (err && !reply)
-        reply = json_string(strerror(-err));
-    result = answer(c, connection, status_of(err, reply), reply);
-    json_decref(reply);
-    return result;
+    if (err == -EINPROGRESS) {
+        request->connection = connection;
+        c->waiting = request;
+        c->api.suspend(connection);
+        return MHD_YES;
+    }
+    return answer_result(c, connection, err, reply);
 }
 
 static enum MHD_Result route_request(struct control *c, struct MHD_Connection *connection,
                                      const char *method, const char *path,
-                                     const struct request *request)
+                                     struct request *request)
 {
     bool path_known = false;
 
@@ -164,6 +187,12 @@ static enum MHD_Result on_request(void *opaque, struct MHD_Connection *connectio
         *request_of = calloc(1, sizeof(*request));
         return *request_of ? MHD_YES : MHD_NO;
     }
+    if (request->answered) {
+        json_t *reply = request->reply;
+
+        request->reply = NULL;
+        return answer_result(opaque, connection, request->error, reply);
+    }
     if (*data_size == 0)
         return route_request(opaque, connection, method, path, request);
     if (*data_size > sizeof(request->body) - request->length) {
@@ -179,10 +208,17 @@ static enum MHD_Result on_request(void *opaque, struct MHD_Connection *connectio
 static void on_completed(void *opaque, struct MHD_Connection *connection, void **request_of,
                          enum MHD_RequestTerminationCode code)
 {
-    (void)opaque;
+    struct control *c = opaque;
+    struct request *request = *request_of;
+
     (void)connection;
     (void)code;
-    free(*request_of);
+    if (!request)
+        return;
+    if (c->waiting == request)
+        c->waiting = NULL;
+    json_decref(request->reply);
+    free(request);
     *request_of = NULL;
 }
 
@@ -199,6 +235,27 @@ static void run_daemon(struct control *c)
         loop_timer_set(c->loop, &c->timeout, loop_now_ns() + ms * NS_PER_MS);
     else
         loop_timer_cancel(&c->timeout);
+}
+
+void control_answer(struct control *control, int error, json_t *reply)
+{
+    struct request *request = control ? control->waiting : NULL;
+
+    if (!request) {
+        json_decref(reply);
+        return;
+    }
+    control->waiting = NULL;
+    request->answered = true;
+    request->error = error;
+    request->reply = reply;
+    control->api.resume(request->connection);
+    run_daemon(control);
+}
+
+bool control_busy(const struct control *control)
+{
+    return control && control->waiting;
 }
 
 static void epoll_ready(struct loop_op *op, int result)
@@ -222,8 +279,8 @@ static int start_daemon(struct control *c)
     if (err)
         return err;
     c->daemon = c->api.start_daemon(
-        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET, 0, NULL, NULL, on_request, c,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL,
+        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, c,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, c,
         MHD_OPTION_CONNECTION_LIMIT, MAX_CLIENTS,
         MHD_OPTION_CONNECTION_TIMEOUT, CLIENT_TIMEOUT_S,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CLIENT_MEMORY,
@@ -366,10 +423,22 @@ static bool idle(void *arg)
     return !c->accept_op.pending && !c->epoll_op.pending;
 }
 
+static bool clients_gone(void *arg)
+{
+    struct control *c = arg;
+    const union MHD_DaemonInfo *info =
+        c->api.get_daemon_info(c->daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
+
+    return !info || info->num_connections == 0;
+}
+
 void control_destroy(struct control *control)
 {
     if (!control)
         return;
+    control_answer(control, -ECANCELED, NULL); /* whoever waits still */
+    if (control->daemon)
+        (void)loop_run_until(control->loop, clients_gone, control, FAREWELL_NS);
     if (control->address.sun_path[0])
         (void)unlink(control->address.sun_path);
     loop_timer_cancel(&control->timeout);

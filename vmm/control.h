@@ -10,6 +10,7 @@
 #define FERRY_CONTROL_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 struct control;
 struct loop;
@@ -20,8 +21,9 @@ struct control_route {
     /*
      * body: what the client sent, a JSON object, or NULL when it sent nothing; borrowed. 0: the
      * answer is *reply (owned by the caller, status 200) or, left NULL, nothing (204). -EINVAL: the
-     * body is wrong (400); -EALREADY: the guest is in that state already (409); others: 500. For an
-     * error *reply may be a JSON string that says why.
+     * body is wrong (400); -EALREADY: the guest is in that state already (409); -EINPROGRESS: the
+     * answer comes later, by control_answer(); others: 500. For an error *reply may be a JSON string
+     * that says why.
      */
     int (*handle)(void *opaque, const json_t *body, json_t **reply);
 };
@@ -37,7 +39,13 @@ int control_check_name(const char *name);
  */
 int control_create(struct control **out, struct loop *loop, const char *name,
                    const struct control_route *routes, void *opaque);
-/* Removes the socket, ends connections; runs the loop to end what is in flight. NULL is fine. */
+/* The answer to the request whose handler gave -EINPROGRESS: error and reply are as a handler's; reply
+ * is taken over. One request waits at a time; nothing happens when its client is gone. */
+void control_answer(struct control *control, int error, json_t *reply);
+/* Whether a request waits for control_answer(). */
+bool control_busy(const struct control *control);
+
+/* Lets answers leave, removes the socket, ends connections; runs the loop to end what is in flight. NULL is fine. */
 void control_destroy(struct control *control);
 
 #endif

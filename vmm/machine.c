@@ -87,6 +87,11 @@ static void end(struct machine *m, enum machine_outcome outcome)
     loop_stop(m->loop);
 }
 
+void machine_end_saved(struct machine *m)
+{
+    end(m, MACHINE_SAVED);
+}
+
 void machine_quit(struct machine *m)
 {
     end(m, MACHINE_QUIT);
@@ -395,24 +400,63 @@ static int (*const build_steps[])(struct machine *) = {
     build_vcpus, machine_arch_load,
 };
 
-int machine_create(struct machine **out, const struct machine_config *config)
+/* The same machine, but what it holds comes from a file. */
+static int (*const restore_steps[])(struct machine *) = {
+    build_loop,    build_control,        build_memory, build_vm,   build_busses,
+    build_console, machine_arch_devices, build_disks,  build_nets, build_rng, build_virtio_console,
+    build_vcpus,   machine_load,
+};
+
+static int build(struct machine *m, int (*const steps[])(struct machine *), size_t n)
 {
-    struct machine *m = calloc(1, sizeof(*m));
     int err = 0;
 
+    for (size_t i = 0; !err && i < n; i++)
+        err = steps[i](m);
+    if (err)
+        machine_destroy(m);
+    return err;
+}
+
+static struct machine *new_machine(const struct machine_config *config)
+{
+    struct machine *m = calloc(1, sizeof(*m));
+
     if (!m)
-        return -ENOMEM;
+        return NULL;
     m->config = config;
     m->signal_fd = -1;
     m->events.raise = raise_event;
     pthread_mutex_init(&m->lock, NULL);
     pthread_mutex_init(&m->event_lock, NULL);
-    for (size_t i = 0; !err && i < sizeof(build_steps) / sizeof(build_steps[0]); i++)
-        err = build_steps[i](m);
-    if (err) {
-        machine_destroy(m);
+    return m;
+}
+
+int machine_create(struct machine **out, const struct machine_config *config)
+{
+    struct machine *m = new_machine(config);
+    int err = m ? build(m, build_steps, sizeof(build_steps) / sizeof(build_steps[0])) : -ENOMEM;
+
+    if (!err)
+        *out = m;
+    return err;
+}
+
+int machine_restore(struct machine **out, const struct machine_config *config,
+                    const struct snapshot *snapshot, const struct stream_reader *reader)
+{
+    struct machine *m = new_machine(config);
+    int err;
+
+    if (!m)
+        return -ENOMEM;
+    m->snapshot = snapshot;
+    m->restore_from = reader;
+    err = build(m, restore_steps, sizeof(restore_steps) / sizeof(restore_steps[0]));
+    if (err)
         return err;
-    }
+    m->snapshot = NULL;
+    m->restore_from = NULL;
     *out = m;
     return 0;
 }
@@ -446,9 +490,15 @@ static int quiesce_devices(struct machine *m)
     return loop_run_until(m->loop, all_idle, m, 0);
 }
 
+int machine_quiesce(struct machine *m)
+{
+    vcpus_park(m->vcpus);
+    return quiesce_devices(m);
+}
+
 int machine_pause(struct machine *m)
 {
-    if (m->paused)
+    if (m->paused || m->saving)
         return -EALREADY;
     vcpus_park(m->vcpus);
     for_each_device(m, device_pause);
@@ -458,7 +508,7 @@ int machine_pause(struct machine *m)
 
 int machine_resume(struct machine *m)
 {
-    if (!m->paused)
+    if (!m->paused || m->saving)
         return -EALREADY;
     for_each_device(m, device_resume);
     vcpus_resume(m->vcpus);
@@ -470,8 +520,9 @@ static int restart(struct machine *m)
 {
     int err;
 
-    vcpus_park(m->vcpus);
-    err = quiesce_devices(m);
+    err = machine_quiesce(m);
+    if (!err && !m->kernel)
+        err = build_kernel(m); /* a restored guest's first reset */
     if (err)
         return err;
     for_each_device(m, device_reset);
@@ -532,6 +583,8 @@ int machine_run(struct machine *m, enum machine_outcome *outcome, int *signal_nu
         err = loop_run(m->loop);
         if (!err)
             err = handle_event(m);
+        if (!err && !m->ended && m->save_path)
+            err = machine_save(m);
     }
     vcpus_park(m->vcpus);
     *outcome = m->outcome;
@@ -580,6 +633,7 @@ void machine_destroy(struct machine *m)
     if (m->loop)
         destroy_signals(m);
     loop_destroy(m->loop);
+    free(m->save_path);
     pthread_mutex_destroy(&m->event_lock);
     pthread_mutex_destroy(&m->lock);
     free(m);

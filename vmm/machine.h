@@ -10,6 +10,8 @@
 #include "vmm/machine_config.h"
 
 struct machine;
+struct snapshot;
+struct stream_reader;
 
 /* How a guest came to its end. */
 enum machine_outcome {
@@ -17,6 +19,7 @@ enum machine_outcome {
     MACHINE_WAS_RESET,    /* by itself, with --no-reboot */
     MACHINE_CRASHED,      /* triple fault, panic device, or KVM gave up on it; logged */
     MACHINE_QUIT,         /* the person typed Ctrl-a x */
+    MACHINE_SAVED,        /* to a file, from which it can be restored */
     MACHINE_KILLED,       /* still up when the grace period after a signal was over, or at the second */
 };
 
@@ -26,6 +29,14 @@ enum machine_outcome {
  * capability or io_uring is missing); any other is about the options or the files they name.
  */
 int machine_create(struct machine **out, const struct machine_config *config);
+
+/*
+ * Builds the machine that was saved, as it stood; nothing runs yet. config is what the snapshot's
+ * section says, borrowed for the machine's life; snapshot and reader are borrowed for the call.
+ * Errors as above; a file that does not fit or is damaged is of the second kind.
+ */
+int machine_restore(struct machine **out, const struct machine_config *config,
+                    const struct snapshot *snapshot, const struct stream_reader *reader);
 
 /*
  * Runs the guest to its end, restarts included. 0 and *outcome; or a negative errno, logged, when

@@ -39,6 +39,8 @@ void machine_config_fini(struct machine_config *config)
         free(config->disks[i].path);
         free(config->disks[i].serial);
     }
+    for (unsigned i = 0; i < config->n_nets; i++)
+        free(config->nets[i].text);
     free(config->name);
     free(config->kernel);
     free(config->initrd);
@@ -230,6 +232,9 @@ int machine_config_add_net(struct machine_config *config, const char *text)
     }
     net = &config->nets[config->n_nets++];
     nat_config_init(&net->nat);
+    net->text = strdup(text);
+    if (!net->text)
+        return -ENOMEM;
     return options_parse_list("--net", text, net_keys, net);
 }
 

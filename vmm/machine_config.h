@@ -38,6 +38,7 @@ struct disk_options {
 enum net_kind { NET_NAT };
 
 struct net_options {
+    char *text; /* as it was given */
     enum net_kind kind;
     struct option_mac mac; /* always given after machine_config_finish() */
     struct nat_config nat; /* NET_NAT; its name is for the machine's builder to set */

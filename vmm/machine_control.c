@@ -5,6 +5,8 @@
  * Composition root. The event loop's thread; no handler blocks longer than parking the vCPUs takes.
  */
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "vmm/control.h"
@@ -53,7 +55,7 @@ static int info(void *opaque, const json_t *body, json_t **reply)
     (void)body;
     *reply = json_pack("{s:s, s:i, s:s, s:I, s:{s:{s:i}, s:{s:I}, s:{s:s, s:s?, s:s}, s:o, s:o}}",
                        "name", c->name, "pid", (int)getpid(), "state",
-                       m->paused ? "Paused" : "Running", "memory_actual_size",
+                       m->saving ? "Saving" : m->paused ? "Paused" : "Running", "memory_actual_size",
                        (json_int_t)c->memory.size, "config", "cpus", "boot_vcpus", (int)c->cpus,
                        "memory", "size", (json_int_t)c->memory.size, "payload", "kernel", c->kernel,
                        "initramfs", c->initrd, "cmdline", c->append, "disks", describe_disks(c),
@@ -63,21 +65,23 @@ static int info(void *opaque, const json_t *body, json_t **reply)
 
 static int pause_vm(void *opaque, const json_t *body, json_t **reply)
 {
-    int err = machine_pause(opaque);
+    struct machine *m = opaque;
+    int err = machine_pause(m);
 
     (void)body;
     if (err == -EALREADY)
-        *reply = json_string("the guest is paused already");
+        *reply = json_string(m->saving ? "the guest is being saved" : "the guest is paused already");
     return err;
 }
 
 static int resume_vm(void *opaque, const json_t *body, json_t **reply)
 {
-    int err = machine_resume(opaque);
+    struct machine *m = opaque;
+    int err = machine_resume(m);
 
     (void)body;
     if (err == -EALREADY)
-        *reply = json_string("the guest is not paused");
+        *reply = json_string(m->saving ? "the guest is being saved" : "the guest is not paused");
     return err;
 }
 
@@ -107,6 +111,28 @@ static int reboot_vm(void *opaque, const json_t *body, json_t **reply)
     return 0;
 }
 
+/* Takes {"destination_url": "file:///PATH"}; answers when all is on the disk, or nothing is. */
+static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
+{
+    static const char scheme[] = "file://";
+    struct machine *m = opaque;
+    const char *url = json_string_value(json_object_get(body, "destination_url"));
+
+    if (!url || strncmp(url, scheme, strlen(scheme)) != 0 || url[strlen(scheme)] != '/') {
+        *reply = json_string("destination_url: file:///PATH was expected");
+        return -EINVAL;
+    }
+    if (m->save_path || control_busy(m->control)) {
+        *reply = json_string("the guest is being saved already");
+        return -EALREADY;
+    }
+    m->save_path = strdup(url + strlen(scheme));
+    if (!m->save_path)
+        return -ENOMEM;
+    loop_stop(m->loop); /* machine_run() goes on with it, outside of any callback */
+    return -EINPROGRESS;
+}
+
 /* The answer leaves before the loop notices the end. */
 static int shut_down(void *opaque, const json_t *body, json_t **reply)
 {
@@ -123,6 +149,7 @@ const struct control_route machine_routes[] = {
     {"PUT", "/api/v1/vm.resume", resume_vm},
     {"PUT", "/api/v1/vm.power-button", press_power_button},
     {"PUT", "/api/v1/vm.reboot", reboot_vm},
+    {"PUT", "/api/v1/vm.snapshot", snapshot_vm},
     {"PUT", "/api/v1/vm.shutdown", shut_down},
     {"PUT", "/api/v1/vmm.shutdown", shut_down},
     {0},

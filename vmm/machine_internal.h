@@ -16,6 +16,8 @@ struct chardev;
 struct kernel_image;
 struct nat;
 struct pci_bus;
+struct snapshot;
+struct stream_reader;
 struct vcpus;
 struct vm;
 
@@ -23,11 +25,15 @@ struct machine {
     const struct machine_config *config; /* borrowed */
     struct device_env env;               /* what is handed to each device */
 
+    /* Borrowed while a saved guest is being restored; else NULL. */
+    const struct snapshot *snapshot;
+    const struct stream_reader *restore_from;
+
     /* In the order of building; each owned. */
     pthread_mutex_t lock; /* the device lock */
     struct loop *loop;
     struct guest_memory *mem;
-    struct kernel_image *kernel;
+    struct kernel_image *kernel; /* NULL after a restore, until the first reset */
     struct vm *vm;
     struct bus *pio, *mmio;
     struct chardev *serial;         /* the UART's back end */
@@ -54,6 +60,8 @@ struct machine {
     int signal_fd;
     struct loop_op signal_op;
     struct loop_timer grace;
+    char *save_path;   /* owns; set while a save is asked for and not done */
+    bool saving;       /* neither paused nor resumed by others meanwhile */
     bool paused;       /* vCPUs parked and devices paused, until machine_resume() */
     int signal_number; /* the first that asked for the end, or 0 */
     bool ended;        /* outcome says how */
@@ -70,6 +78,14 @@ extern const struct control_route machine_routes[];
 /* vCPUs parked, devices take no new requests; those in flight end soon after. -EALREADY. */
 int machine_pause(struct machine *m);
 int machine_resume(struct machine *m); /* -EALREADY */
+/* vCPUs parked, devices paused, nothing in flight. Not from a callback of the loop. */
+int machine_quiesce(struct machine *m);
+/* Saves to m->save_path and ends the guest, or, after a failure, lets it run on; answers whoever
+ * asked. Not from a callback of the loop. 0. */
+int machine_save(struct machine *m);
+/* Fills a machine that was just built from m->snapshot. */
+int machine_load(struct machine *m);
+void machine_end_saved(struct machine *m);
 void machine_press_power_button(struct machine *m);
 void machine_restart(struct machine *m, const char *cause);
 void machine_quit(struct machine *m);

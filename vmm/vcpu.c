@@ -457,3 +457,13 @@ int vcpu_fd(const struct vcpu *vcpu)
 {
     return vcpu->fd;
 }
+
+int vcpu_save(struct vcpu *vcpu, struct state_buffer *out)
+{
+    return arch_vcpu_save(vcpu->arch, out);
+}
+
+int vcpu_load(struct vcpu *vcpu, struct state_reader *in)
+{
+    return arch_vcpu_load(vcpu->arch, in);
+}

@@ -13,6 +13,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/util/state.h"
+
 struct arch_vcpu;
 struct bus;
 struct vm;
@@ -48,6 +50,10 @@ void vcpus_resume(struct vcpus *vcpus);
 void vcpus_park(struct vcpus *vcpus);
 /* All parked: back to power-on state. */
 int vcpus_reset(struct vcpus *vcpus);
+
+/* One vCPU's registers, as records; all are parked. See vmm/arch.h. */
+int vcpu_save(struct vcpu *vcpu, struct state_buffer *out);
+int vcpu_load(struct vcpu *vcpu, struct state_reader *in);
 
 unsigned vcpus_count(const struct vcpus *vcpus);
 struct vcpu *vcpus_get(struct vcpus *vcpus, unsigned index);

@@ -204,3 +204,13 @@ int vm_reset(struct vm *vm)
 {
     return arch_vm_reset(vm->arch, vm->fd);
 }
+
+int vm_save(struct vm *vm, struct state_buffer *out)
+{
+    return arch_vm_save(vm->fd, out);
+}
+
+int vm_load(struct vm *vm, struct state_reader *in)
+{
+    return arch_vm_load(vm->fd, in);
+}

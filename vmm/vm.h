@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/util/state.h"
+
 struct guest_memory;
 struct intc;
 struct doorbells;
@@ -41,6 +43,10 @@ int vm_kvm_fd(const struct vm *vm); /* borrowed: of /dev/kvm */
 unsigned vm_max_vcpus(const struct vm *vm);
 struct intc *vm_intc(struct vm *vm);
 struct doorbells *vm_doorbells(struct vm *vm);
+
+/* Interrupt controllers and clock, as records; vCPUs are parked. See vmm/arch.h. */
+int vm_save(struct vm *vm, struct state_buffer *out);
+int vm_load(struct vm *vm, struct state_reader *in);
 
 /* The interrupt controllers back to the state in which they were created. vCPUs are parked. */
 int vm_reset(struct vm *vm);

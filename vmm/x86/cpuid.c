@@ -7,6 +7,7 @@
  * Documentation/virt/kvm/x86/cpuid.rst and api.rst §4.46 KVM_GET_SUPPORTED_CPUID.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
@@ -20,6 +21,8 @@
 #define ECX1_X2APIC (1u << 21)
 #define ECX1_TSC_DEADLINE (1u << 24)
 #define ECX1_HYPERVISOR (1u << 31)
+#define ECX1_OSXSAVE (1u << 27) /* as the guest's CR4 has it */
+#define ECX7_OSPKE (1u << 4)    /* likewise */
 #define EDX1_HTT (1u << 28)
 
 /* Leaf 0xB and 0x1F, ECX bits 15:8. */
@@ -205,4 +208,81 @@ int x86_cpuid_set_topology(struct x86_cpuid *cpuid, const struct x86_topology *t
     if (err)
         log_error("CPUID: KVM reports too many leaves (%u)", cpuid->head.nent);
     return err;
+}
+
+/* ---- saving ---- */
+
+static const struct state_field entry_fields[] = {
+    STATE_FIELD(STATE_U32, struct kvm_cpuid_entry2, function),
+    STATE_FIELD(STATE_U32, struct kvm_cpuid_entry2, index),
+    STATE_FIELD(STATE_U32, struct kvm_cpuid_entry2, flags),
+    STATE_FIELD(STATE_U32, struct kvm_cpuid_entry2, eax),
+    STATE_FIELD(STATE_U32, struct kvm_cpuid_entry2, ebx),
+    STATE_FIELD(STATE_U32, struct kvm_cpuid_entry2, ecx),
+    STATE_FIELD(STATE_U32, struct kvm_cpuid_entry2, edx),
+};
+static const struct state_desc entry_desc =
+    STATE_DESC("cpuid-entry", 1, struct kvm_cpuid_entry2, entry_fields);
+
+static const struct state_field cpuid_fields[] = {
+    STATE_FIELD(STATE_U32, struct x86_cpuid, head.nent),
+    STATE_SUB_ARRAY(struct x86_cpuid, entries, &entry_desc),
+};
+const struct state_desc x86_cpuid_desc = STATE_DESC("x86-cpuid", 1, struct x86_cpuid, cpuid_fields);
+
+/* The words that are sets of features; `own` are those that are the VMM's to set. */
+static const struct feature_word {
+    uint32_t function, index;
+    size_t reg; /* in struct kvm_cpuid_entry2 */
+    const char *name;
+    uint32_t own;
+} feature_words[] = {
+    {1, 0, offsetof(struct kvm_cpuid_entry2, ecx), "1.ECX",
+     ECX1_X2APIC | ECX1_TSC_DEADLINE | ECX1_HYPERVISOR | ECX1_OSXSAVE},
+    {1, 0, offsetof(struct kvm_cpuid_entry2, edx), "1.EDX", EDX1_HTT},
+    {7, 0, offsetof(struct kvm_cpuid_entry2, ebx), "7.EBX", 0},
+    {7, 0, offsetof(struct kvm_cpuid_entry2, ecx), "7.ECX", ECX7_OSPKE},
+    {7, 0, offsetof(struct kvm_cpuid_entry2, edx), "7.EDX", 0},
+    {7, 1, offsetof(struct kvm_cpuid_entry2, eax), "7.1.EAX", 0},
+    {0xD, 0, offsetof(struct kvm_cpuid_entry2, eax), "0xD.EAX", 0},
+    {0xD, 1, offsetof(struct kvm_cpuid_entry2, eax), "0xD.1.EAX", 0},
+    {0x40000001, 0, offsetof(struct kvm_cpuid_entry2, eax), "0x40000001.EAX", 0},
+    {0x80000001, 0, offsetof(struct kvm_cpuid_entry2, ecx), "0x80000001.ECX", 0},
+    {0x80000001, 0, offsetof(struct kvm_cpuid_entry2, edx), "0x80000001.EDX", 0},
+    {0x80000008, 0, offsetof(struct kvm_cpuid_entry2, ebx), "0x80000008.EBX", 0},
+};
+
+static uint32_t word_of(const struct x86_cpuid *cpuid, const struct feature_word *word)
+{
+    uint32_t value;
+
+    for (uint32_t i = 0; i < cpuid->head.nent; i++) {
+        const struct kvm_cpuid_entry2 *e = &cpuid->entries[i];
+
+        if (e->function != word->function || e->index != word->index)
+            continue;
+        memcpy(&value, (const char *)e + word->reg, sizeof(value));
+        return value;
+    }
+    return 0;
+}
+
+int x86_cpuid_check(const struct x86_cpuid *saved, const struct x86_cpuid *here)
+{
+    if (saved->head.nent > sizeof(saved->entries) / sizeof(saved->entries[0])) {
+        log_error("CPUID: a table of %u leaves, and at most %zu are expected", saved->head.nent,
+                  sizeof(saved->entries) / sizeof(saved->entries[0]));
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < sizeof(feature_words) / sizeof(feature_words[0]); i++) {
+        const struct feature_word *word = &feature_words[i];
+        uint32_t missing = word_of(saved, word) & ~word_of(here, word) & ~word->own;
+
+        if (!missing)
+            continue;
+        log_error("CPUID: the guest uses a processor with features that this host lacks: %s bits "
+                  "%#x", word->name, missing);
+        return -EINVAL;
+    }
+    return 0;
 }

@@ -3,7 +3,7 @@
  * port I/O exits.
  *
  * The power-on state is what KVM itself made of a new vCPU, read back once; a reset writes it again,
- * as migration will write another. Called on the event loop's thread while the vCPU is parked, but
+ * as a restore writes another. Called on the event loop's thread while the vCPU is parked, but
  * for arch_vcpu_exit(), which is the vCPU thread's. No lock.
  * Texts: Intel SDM volume 3A, §9.1 (state after reset), §2.2 (EFER), §2.5 (control registers),
  * §3.4.5 (descriptors); the kernel's Documentation/virt/kvm/api.rst.
@@ -17,6 +17,7 @@
 #include "vmm/arch.h"
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
+#include "vmm/x86/vcpu_state.h"
 #include "vmm/x86/x86.h"
 
 #define CR0_PE (1ull << 0)
@@ -36,55 +37,11 @@
 #define SEGMENT_DATA 3  /* read, write, accessed */
 #define SEGMENT_TSS_BUSY 11
 
-#define MAX_MSRS 512
-
-struct msr_list {
-    struct kvm_msrs head; /* head.nmsrs of: */
-    struct kvm_msr_entry entries[MAX_MSRS];
-};
-
 struct arch_vcpu {
-    int fd; /* borrowed */
-    struct kvm_regs regs;
-    struct kvm_sregs sregs;
-    struct kvm_lapic_state lapic;
-    struct kvm_mp_state mp_state;
-    struct kvm_vcpu_events events;
-    struct kvm_debugregs debugregs;
-    struct kvm_xcrs xcrs;
-    struct kvm_fpu fpu;
-    bool has_xsave;
-    struct msr_list *msrs; /* owns; head.nmsrs of them have values */
+    int kvm_fd; /* borrowed */
+    int fd;     /* borrowed */
+    struct x86_vcpu_state power_on;
 };
-
-/* The register sets that are read and written whole, by one table. */
-struct register_set {
-    const char *name;
-    unsigned long get, set;
-    size_t offset;
-    bool by_xsave; /* only a processor with XSAVE has them */
-};
-
-/* In the order in which they are written: the APIC base (sregs) before the APIC, and its events
- * after everything that may change them. */
-static const struct register_set register_sets[] = {
-    {"registers", KVM_GET_REGS, KVM_SET_REGS, offsetof(struct arch_vcpu, regs), false},
-    {"FPU state", KVM_GET_FPU, KVM_SET_FPU, offsetof(struct arch_vcpu, fpu), false},
-    {"XCRs", KVM_GET_XCRS, KVM_SET_XCRS, offsetof(struct arch_vcpu, xcrs), true},
-    {"system registers", KVM_GET_SREGS, KVM_SET_SREGS, offsetof(struct arch_vcpu, sregs), false},
-    {"debug registers", KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS,
-     offsetof(struct arch_vcpu, debugregs), false},
-    {"local APIC", KVM_GET_LAPIC, KVM_SET_LAPIC, offsetof(struct arch_vcpu, lapic), false},
-    {"start-up state", KVM_GET_MP_STATE, KVM_SET_MP_STATE, offsetof(struct arch_vcpu, mp_state),
-     false},
-    {"events", KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, offsetof(struct arch_vcpu, events), false},
-};
-#define N_REGISTER_SETS (sizeof(register_sets) / sizeof(register_sets[0]))
-
-static bool has_set(const struct arch_vcpu *acpu, const struct register_set *set)
-{
-    return acpu->has_xsave || !set->by_xsave;
-}
 
 static int fail(const char *action, const char *what)
 {
@@ -129,74 +86,6 @@ static void set_optional_msr(int vcpu_fd, uint32_t index, uint64_t value)
         log_debug("vCPU: the host's KVM has no MSR %#x", index);
 }
 
-/* Reads the MSRs that are listed; one that KVM lists but refuses to read is taken off. */
-static int read_msrs(struct arch_vcpu *acpu)
-{
-    struct msr_list *list = acpu->msrs;
-
-    for (;;) {
-        int got = ioctl(acpu->fd, KVM_GET_MSRS, list);
-
-        if (got < 0)
-            return fail("read", "MSRs");
-        if ((uint32_t)got >= list->head.nmsrs)
-            return 0;
-        list->head.nmsrs--;
-        memmove(&list->entries[got], &list->entries[got + 1],
-                (list->head.nmsrs - (uint32_t)got) * sizeof(list->entries[0]));
-    }
-}
-
-static int list_msrs(struct arch_vcpu *acpu, int kvm_fd)
-{
-    struct {
-        struct kvm_msr_list head;
-        uint32_t indices[MAX_MSRS];
-    } known = {.head.nmsrs = MAX_MSRS};
-
-    if (ioctl(kvm_fd, KVM_GET_MSR_INDEX_LIST, &known) < 0)
-        return fail("list", "MSRs");
-    acpu->msrs = calloc(1, sizeof(*acpu->msrs));
-    if (!acpu->msrs)
-        return -ENOMEM;
-    acpu->msrs->head.nmsrs = known.head.nmsrs;
-    for (uint32_t i = 0; i < known.head.nmsrs; i++)
-        acpu->msrs->entries[i].index = known.indices[i];
-    return 0;
-}
-
-/* An MSR that reads but does not take its own value back is skipped: it is not the guest's to set. */
-static int write_msrs(struct arch_vcpu *acpu)
-{
-    struct msr_list *list = acpu->msrs;
-    struct msr_list rest;
-    uint32_t at = 0;
-
-    while (at < list->head.nmsrs) {
-        int done;
-
-        rest.head = (struct kvm_msrs){.nmsrs = list->head.nmsrs - at};
-        memcpy(rest.entries, &list->entries[at], rest.head.nmsrs * sizeof(rest.entries[0]));
-        done = ioctl(acpu->fd, KVM_SET_MSRS, &rest);
-        if (done < 0)
-            return fail("write", "MSRs");
-        at += (uint32_t)done + 1;
-    }
-    return 0;
-}
-
-static int read_power_on_state(struct arch_vcpu *acpu, int kvm_fd)
-{
-    int err = list_msrs(acpu, kvm_fd);
-
-    acpu->has_xsave = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XCRS) > 0;
-    for (size_t i = 0; !err && i < N_REGISTER_SETS; i++)
-        if (has_set(acpu, &register_sets[i]) &&
-            ioctl(acpu->fd, register_sets[i].get, (char *)acpu + register_sets[i].offset) < 0)
-            err = fail("read", register_sets[i].name);
-    return err ? err : read_msrs(acpu);
-}
-
 int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned index,
                      unsigned count)
 {
@@ -208,11 +97,12 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
     acpu = calloc(1, sizeof(*acpu));
     if (!acpu)
         return -ENOMEM;
+    acpu->kvm_fd = kvm_fd;
     acpu->fd = vcpu_fd;
     /* As firmware leaves them: memory is write-back by default, string moves are fast. */
     set_optional_msr(vcpu_fd, MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRINGS);
     set_optional_msr(vcpu_fd, MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK);
-    err = read_power_on_state(acpu, kvm_fd);
+    err = x86_vcpu_state_read(kvm_fd, vcpu_fd, &acpu->power_on);
     if (err) {
         arch_vcpu_destroy(acpu);
         return err;
@@ -223,19 +113,88 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
 
 void arch_vcpu_destroy(struct arch_vcpu *acpu)
 {
-    if (!acpu)
-        return;
-    free(acpu->msrs);
     free(acpu);
 }
 
 int arch_vcpu_reset(struct arch_vcpu *acpu)
 {
-    for (size_t i = 0; i < N_REGISTER_SETS; i++)
-        if (has_set(acpu, &register_sets[i]) &&
-            ioctl(acpu->fd, register_sets[i].set, (char *)acpu + register_sets[i].offset) < 0)
-            return fail("reset", register_sets[i].name);
-    return write_msrs(acpu);
+    return x86_vcpu_state_write(acpu->kvm_fd, acpu->fd, &acpu->power_on);
+}
+
+/* ---- saving ---- */
+
+/* What the guest sees, which on a KVM without hardware support is more than what was set. */
+static int read_cpuid(struct arch_vcpu *acpu, struct x86_cpuid *cpuid)
+{
+    memset(cpuid, 0, sizeof(*cpuid));
+    cpuid->head.nent = sizeof(cpuid->entries) / sizeof(cpuid->entries[0]);
+    return ioctl(acpu->fd, KVM_GET_CPUID2, &cpuid->head) < 0 ? fail("read", "CPUID") : 0;
+}
+
+int arch_vcpu_save(struct arch_vcpu *acpu, struct state_buffer *out)
+{
+    struct x86_vcpu_state *state = malloc(sizeof(*state));
+    struct x86_cpuid *cpuid = malloc(sizeof(*cpuid));
+    int err = state && cpuid ? 0 : -ENOMEM;
+
+    if (!err)
+        err = x86_vcpu_state_read(acpu->kvm_fd, acpu->fd, state);
+    if (!err)
+        err = read_cpuid(acpu, cpuid);
+    if (!err)
+        err = state_save(&x86_cpuid_desc, cpuid, out);
+    if (!err)
+        err = state_save(&x86_vcpu_state_desc, state, out);
+    free(cpuid);
+    free(state);
+    return err;
+}
+
+/* The guest keeps the frequency it has measured: by KVM's scaling where the host's own differs. */
+static int check_tsc(struct arch_vcpu *acpu, uint32_t khz)
+{
+    uint32_t here = acpu->power_on.tsc_khz;
+    uint32_t tolerance = here / 4000; /* 250 ppm, as Linux tolerates */
+
+    if (khz == 0 || here == 0 || (khz <= here + tolerance && khz + tolerance >= here))
+        return 0;
+    if (ioctl(acpu->fd, KVM_SET_TSC_KHZ, (unsigned long)khz) == 0)
+        return 0;
+    log_error("vCPU: the guest's TSC runs at %u kHz, this host's at %u kHz, and its KVM cannot "
+              "scale it", khz, here);
+    return -EINVAL;
+}
+
+static int load_cpuid(struct arch_vcpu *acpu, struct state_reader *in)
+{
+    struct x86_cpuid *saved = malloc(sizeof(*saved));
+    struct x86_cpuid *here = malloc(sizeof(*here));
+    int err = saved && here ? state_load(&x86_cpuid_desc, saved, in) : -ENOMEM;
+
+    if (!err)
+        err = read_cpuid(acpu, here);
+    if (!err)
+        err = x86_cpuid_check(saved, here);
+    if (!err && ioctl(acpu->fd, KVM_SET_CPUID2, &saved->head) < 0)
+        err = fail("set", "CPUID");
+    free(here);
+    free(saved);
+    return err;
+}
+
+int arch_vcpu_load(struct arch_vcpu *acpu, struct state_reader *in)
+{
+    struct x86_vcpu_state *state = malloc(sizeof(*state));
+    int err = state ? load_cpuid(acpu, in) : -ENOMEM;
+
+    if (!err)
+        err = state_load(&x86_vcpu_state_desc, state, in);
+    if (!err)
+        err = check_tsc(acpu, state->tsc_khz);
+    if (!err)
+        err = x86_vcpu_state_write(acpu->kvm_fd, acpu->fd, state);
+    free(state);
+    return err;
 }
 
 static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, bool long_mode)

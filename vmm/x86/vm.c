@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <linux/kvm.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -17,11 +18,29 @@
 #define PIC_LINES 16
 #define CHIP_LINES 8 /* of one 8259 */
 
-/* What KVM made, for resets. */
-struct arch_vm {
-    struct kvm_irqchip chips[N_CHIPS];
+/* The chips' registers, as the KVM API lays them out. */
+struct chips {
+    struct kvm_irqchip irqchips[N_CHIPS];
     struct kvm_pit_state2 pit;
 };
+
+/* What KVM made, for resets. */
+struct arch_vm {
+    struct chips power_on;
+};
+
+/* What is saved. */
+struct vm_state {
+    struct chips chips;
+    uint64_t clock_ns; /* of kvmclock */
+};
+
+static const struct state_field vm_fields[] = {
+    {.name = "chips", .type = STATE_U8, .offset = offsetof(struct vm_state, chips),
+     .count = sizeof(struct chips), .stride = 1, .since = 1},
+    STATE_FIELD(STATE_U64, struct vm_state, clock_ns),
+};
+static const struct state_desc vm_desc = STATE_DESC("x86-vm", 1, struct vm_state, vm_fields);
 
 /* clang-format off */
 #define CAP(name) KVM_CAP_##name, "KVM_CAP_" #name
@@ -77,6 +96,29 @@ static int create_chips(int kvm_fd, int vm_fd)
     return 0;
 }
 
+static int read_chips(int vm_fd, struct chips *chips)
+{
+    memset(chips, 0, sizeof(*chips));
+    for (unsigned i = 0; i < N_CHIPS; i++) {
+        chips->irqchips[i].chip_id = i;
+        if (ioctl(vm_fd, KVM_GET_IRQCHIP, &chips->irqchips[i]) < 0)
+            return fail("KVM_GET_IRQCHIP");
+    }
+    if (ioctl(vm_fd, KVM_GET_PIT2, &chips->pit) < 0)
+        return fail("KVM_GET_PIT2");
+    return 0;
+}
+
+static int write_chips(int vm_fd, const struct chips *chips)
+{
+    for (unsigned i = 0; i < N_CHIPS; i++)
+        if (ioctl(vm_fd, KVM_SET_IRQCHIP, &chips->irqchips[i]) < 0)
+            return fail("KVM_SET_IRQCHIP");
+    if (ioctl(vm_fd, KVM_SET_PIT2, &chips->pit) < 0)
+        return fail("KVM_SET_PIT2");
+    return 0;
+}
+
 int arch_vm_create(struct arch_vm **out, int kvm_fd, int vm_fd)
 {
     struct arch_vm *avm;
@@ -87,22 +129,13 @@ int arch_vm_create(struct arch_vm **out, int kvm_fd, int vm_fd)
     avm = calloc(1, sizeof(*avm));
     if (!avm)
         return -ENOMEM;
-    for (unsigned i = 0; i < N_CHIPS; i++) {
-        avm->chips[i].chip_id = i;
-        if (ioctl(vm_fd, KVM_GET_IRQCHIP, &avm->chips[i]) < 0) {
-            err = fail("KVM_GET_IRQCHIP");
-            goto free_avm;
-        }
-    }
-    if (ioctl(vm_fd, KVM_GET_PIT2, &avm->pit) < 0) {
-        err = fail("KVM_GET_PIT2");
-        goto free_avm;
+    err = read_chips(vm_fd, &avm->power_on);
+    if (err) {
+        free(avm);
+        return err;
     }
     *out = avm;
     return 0;
-free_avm:
-    free(avm);
-    return err;
 }
 
 void arch_vm_destroy(struct arch_vm *avm)
@@ -112,12 +145,40 @@ void arch_vm_destroy(struct arch_vm *avm)
 
 int arch_vm_reset(struct arch_vm *avm, int vm_fd)
 {
-    for (unsigned i = 0; i < N_CHIPS; i++)
-        if (ioctl(vm_fd, KVM_SET_IRQCHIP, &avm->chips[i]) < 0)
-            return fail("KVM_SET_IRQCHIP");
-    if (ioctl(vm_fd, KVM_SET_PIT2, &avm->pit) < 0)
-        return fail("KVM_SET_PIT2");
-    return 0;
+    return write_chips(vm_fd, &avm->power_on);
+}
+
+int arch_vm_save(int vm_fd, struct state_buffer *out)
+{
+    struct vm_state state = {0};
+    struct kvm_clock_data clock = {0};
+    int err = read_chips(vm_fd, &state.chips);
+
+    if (err)
+        return err;
+    if (ioctl(vm_fd, KVM_GET_CLOCK, &clock) < 0)
+        return fail("KVM_GET_CLOCK");
+    state.clock_ns = clock.clock;
+    return state_save(&vm_desc, &state, out);
+}
+
+int arch_vm_load(int vm_fd, struct state_reader *in)
+{
+    struct kvm_clock_data clock = {0};
+    struct vm_state state;
+    int err = state_load(&vm_desc, &state, in);
+
+    for (unsigned i = 0; !err && i < N_CHIPS; i++)
+        if (state.chips.irqchips[i].chip_id != i) {
+            log_error("the VM's interrupt controllers stand in another order than expected");
+            err = -EINVAL;
+        }
+    if (!err)
+        err = write_chips(vm_fd, &state.chips);
+    if (err)
+        return err;
+    clock.clock = state.clock_ns;
+    return ioctl(vm_fd, KVM_SET_CLOCK, &clock) < 0 ? fail("KVM_SET_CLOCK") : 0;
 }
 
 static struct kvm_irq_routing_entry chip_route(unsigned gsi, unsigned chip, unsigned pin)

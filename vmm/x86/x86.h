@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/util/state.h"
+
 struct x86_cpuid {
     struct kvm_cpuid2 head; /* head.nent of: */
     struct kvm_cpuid_entry2 entries[256];
@@ -30,6 +32,14 @@ struct x86_topology {
 int x86_cpuid_supported(int kvm_fd, struct x86_cpuid *cpuid);
 /* -E2BIG when KVM fills so many entries that the leaves added have no room; logged. */
 int x86_cpuid_set_topology(struct x86_cpuid *cpuid, const struct x86_topology *topology);
+
+extern const struct state_desc x86_cpuid_desc;
+
+/*
+ * Whether a guest that was shown `saved` can run where a new vCPU shows `here`. -EINVAL for the
+ * first word of features that has more than there are, or for a table that is none; logged.
+ */
+int x86_cpuid_check(const struct x86_cpuid *saved, const struct x86_cpuid *here);
 
 /* How the first vCPU begins. Flat segments; interrupts off. */
 enum x86_mode { X86_PROTECTED32, X86_LONG64 };

@@ -1,0 +1,66 @@
+/*
+ * The stream in which a guest is written down: a header, then sections, each with its kind, length
+ * and checksum. docs/STREAM.md describes it byte by byte.
+ *
+ * All numbers are little-endian. Every length and checksum is verified before what it covers is
+ * used; nothing here trusts what it reads. Any thread; one at a time per writer or reader.
+ */
+#ifndef FERRY_MIGRATION_STREAM_H
+#define FERRY_MIGRATION_STREAM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define STREAM_MAGIC "FERRYVM\n"
+#define STREAM_VERSION 1u          /* of what is written */
+#define STREAM_COMPATIBLE_SINCE 1u /* the oldest reader that understands what is written */
+#define STREAM_ID_MAX 32
+#define STREAM_SECTION_MAX (256u << 20) /* bytes of a payload: a bitmap for 8 TiB */
+
+enum stream_kind {
+    STREAM_CONFIG = 1, /* what the machine is built from: JSON */
+    STREAM_DEVICE = 2, /* a device's records; the id is the device's */
+    STREAM_VM = 3,     /* interrupt controllers and clock: records */
+    STREAM_VCPU = 4,   /* a vCPU's records; the id is its number */
+    STREAM_MEMORY = 5, /* a region of RAM: where its pages lie in the file */
+    STREAM_END = 6,    /* the last one, empty */
+};
+
+/* A reader that does not know the kind may pass over the section. */
+#define STREAM_OPTIONAL 1u
+
+struct stream_section {
+    uint32_t kind; /* enum stream_kind, or one that a later version has */
+    uint32_t flags;
+    char id[STREAM_ID_MAX]; /* NUL-terminated */
+    uint64_t length;        /* bytes of the payload */
+};
+
+/* ---- writing: to a descriptor, from where it stands; 0 or a negative errno of write(2) ---- */
+
+int stream_write_header(int fd);
+int stream_write_section(int fd, enum stream_kind kind, const char *id, const void *payload,
+                         uint64_t length);
+
+/* ---- reading ---- */
+
+struct stream_reader {
+    int fd;           /* borrowed */
+    const char *name; /* for messages; borrowed */
+};
+
+/* 0, or, logged: -EBADMSG (not a stream, a checksum does not match), -EOPNOTSUPP (a version that is
+ * not understood), -ENODATA (the file ends too early), of read(2). */
+int stream_read_header(const struct stream_reader *reader);
+
+/*
+ * The next section; *payload is owned by the caller, never NULL, and has a NUL byte behind its end.
+ * Errors as above; -EMSGSIZE: longer than STREAM_SECTION_MAX; -ENOMEM.
+ */
+int stream_read_section(const struct stream_reader *reader, struct stream_section *section,
+                        void **payload);
+
+/* CRC-32 as zlib and IEEE 802.3 have it, over one more piece. Begin with 0. */
+uint32_t stream_crc(uint32_t crc, const void *data, uint64_t length);
+
+#endif

@@ -1,0 +1,209 @@
+/*
+ * `ferry save` and `ferry restore`: a guest into a file, and out of it.
+ *
+ * Main thread; no locks. Saving is done by the process that runs the guest; this one asks it to.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "migration/snapshot.h"
+#include "vmm/client.h"
+#include "vmm/cmd.h"
+#include "vmm/machine.h"
+#include "vmm/machine_json.h"
+#include "vmm/util/log.h"
+
+/* ---- save ---- */
+
+struct save_options {
+    char *name;
+    char *file;
+    bool json;
+};
+
+static const struct cmd_operand save_operands[] = {
+    {"NAME",
+     {.name = "name", .parse = option_parse_string, .expects = "the name of a guest",
+      .offset = offsetof(struct save_options, name), .required = true}},
+    {"FILE",
+     {.name = "file", .parse = option_parse_string, .expects = "the path of a file to write",
+      .offset = offsetof(struct save_options, file), .required = true}},
+    {0},
+};
+
+static const struct cmd_option save_options[] = {
+    {0, NULL, "off", "print a summary as JSON",
+     {.name = "json", .parse = option_parse_bool, .offset = offsetof(struct save_options, json)},
+     NULL},
+    {0},
+};
+
+/* The other process has another working directory. */
+static json_t *destination(const char *file)
+{
+    char *folder = *file == '/' ? NULL : getcwd(NULL, 0);
+    json_t *body = json_pack("{s:o}", "destination_url",
+                             json_sprintf("file://%s%s%s", folder ? folder : "", folder ? "/" : "",
+                                          file));
+
+    free(folder);
+    return body;
+}
+
+static enum exit_status ask_to_save(const struct save_options *wanted)
+{
+    struct client_request request = {
+        .name = wanted->name, .method = "PUT", .path = "/api/v1/vm.snapshot", .patient = true};
+    json_t *body = destination(wanted->file), *summary = NULL;
+    int err;
+
+    request.body = body;
+    err = client_ask(&request, &summary);
+    if (!err && wanted->json && summary) {
+        json_dumpf(summary, stdout, JSON_INDENT(2));
+        putchar('\n');
+    }
+    json_decref(summary);
+    json_decref(body);
+    if (err == -ENOENT || err == -EINVAL)
+        return STATUS_USAGE;
+    return err ? STATUS_FAILED : STATUS_OK;
+}
+
+static enum exit_status save(const struct command *command, int argc, char **argv)
+{
+    enum exit_status status = STATUS_USAGE;
+    struct save_options wanted = {0};
+
+    switch (cmd_parse(command, argc, argv, &wanted)) {
+    case CMD_HELPED:
+        status = STATUS_OK;
+        break;
+    case CMD_WRONG:
+        break;
+    case CMD_PARSED:
+        status = ask_to_save(&wanted);
+        break;
+    }
+    free(wanted.name);
+    free(wanted.file);
+    return status;
+}
+
+const struct command cmd_save = {
+    .name = "save",
+    .usage = "[OPTION]... NAME FILE",
+    .summary = "Write a running guest to a file and end it; 'ferry restore' goes on with it.",
+    .options = save_options,
+    .operands = save_operands,
+    .notes = "The guest runs on if it cannot be saved. Its disks are not part of the file: leave\n"
+             "them as they are until it is restored.",
+    .run = save,
+};
+
+/* ---- restore ---- */
+
+struct restore_options {
+    char *file;
+    char *name;
+    unsigned verbose;
+};
+
+static const struct cmd_operand restore_operands[] = {
+    {"FILE",
+     {.name = "file", .parse = option_parse_string, .expects = "the path of a saved guest",
+      .offset = offsetof(struct restore_options, file), .required = true}},
+    {0},
+};
+
+static const struct cmd_option restore_options[] = {
+    {0, "TEXT", "as saved", "name of the guest",
+     {.name = "name", .parse = option_parse_string,
+      .offset = offsetof(struct restore_options, name), .expects = "a name"}, NULL},
+    {'v', NULL, "off", "say more; twice for everything",
+     {.name = "verbose", .parse = cmd_count_up,
+      .offset = offsetof(struct restore_options, verbose)}, NULL},
+    {0},
+};
+
+static int make_config(struct machine_config *config, const struct snapshot *snapshot,
+                       const struct restore_options *wanted)
+{
+    const struct snapshot_section *section = snapshot_find(snapshot, STREAM_CONFIG, NULL);
+
+    if (section)
+        return machine_config_from_json(config, section->payload, wanted->name, wanted->file);
+    log_error("%s: it does not say what machine it is of", wanted->file);
+    return -EBADMSG;
+}
+
+/* Builds the machine from the file, which is not needed any more afterwards. */
+static int restore_machine(struct machine **machine, struct machine_config *config,
+                           const struct restore_options *wanted)
+{
+    struct stream_reader reader = {.fd = open(wanted->file, O_RDONLY | O_CLOEXEC),
+                                   .name = wanted->file};
+    struct snapshot snapshot = {0};
+    int err;
+
+    if (reader.fd < 0) {
+        err = -errno;
+        log_error("cannot open the saved guest %s: %s", wanted->file, strerror(-err));
+        return err;
+    }
+    err = snapshot_read(&snapshot, &reader);
+    if (!err)
+        err = make_config(config, &snapshot, wanted);
+    if (!err)
+        err = machine_restore(machine, config, &snapshot, &reader);
+    snapshot_fini(&snapshot);
+    close(reader.fd);
+    return err;
+}
+
+static enum exit_status restore(const struct command *command, int argc, char **argv)
+{
+    enum exit_status status = STATUS_USAGE;
+    struct restore_options wanted = {0};
+    struct machine_config config;
+    struct machine *machine;
+    int err;
+
+    machine_config_init(&config);
+    switch (cmd_parse(command, argc, argv, &wanted)) {
+    case CMD_HELPED:
+        status = STATUS_OK;
+        break;
+    case CMD_WRONG:
+        break;
+    case CMD_PARSED:
+        cmd_set_verbosity(wanted.verbose);
+        err = restore_machine(&machine, &config, &wanted);
+        if (err)
+            status = err == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
+        else
+            status = cmd_run_machine(machine);
+        break;
+    }
+    machine_config_fini(&config);
+    free(wanted.file);
+    free(wanted.name);
+    return status;
+}
+
+const struct command cmd_restore = {
+    .name = "restore",
+    .usage = "[OPTION]... FILE",
+    .summary = "Go on with a guest that was saved; its console is this terminal.",
+    .options = restore_options,
+    .operands = restore_operands,
+    .notes = "Exit status: as of 'ferry run'.",
+    .run = restore,
+};
