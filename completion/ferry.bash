@@ -42,7 +42,7 @@ _ferry_guests() { ferry ps 2>/dev/null | awk 'NR > 1 { print $1 }'; }
 
 _ferry() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-    local commands='run ps pause resume reboot stop doctor'
+    local commands='run ps pause resume reboot stop save restore doctor'
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "$commands help --help --version" -- "$word")
@@ -59,6 +59,15 @@ _ferry() {
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --help" -- "$word") ;;
         stop)
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --force --help" -- "$word") ;;
+        save)
+            if ((COMP_CWORD == 2)); then
+                mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --json --help" -- "$word")
+            else
+                mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            fi ;;
+        restore)
+            [[ $previous == --name ]] ||
+                mapfile -t COMPREPLY < <(compgen -f -W '--name --verbose --help' -- "$word") ;;
     esac
 }
 

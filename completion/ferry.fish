@@ -6,15 +6,20 @@ complete -c ferry -n __fish_use_subcommand -a pause -d 'Stop a guest\'s CPUs unt
 complete -c ferry -n __fish_use_subcommand -a resume -d 'Let a paused guest run on'
 complete -c ferry -n __fish_use_subcommand -a reboot -d 'Reset a guest'
 complete -c ferry -n __fish_use_subcommand -a stop -d 'Press a guest\'s power button, or end it'
+complete -c ferry -n __fish_use_subcommand -a save -d 'Write a guest to a file and end it'
+complete -c ferry -n __fish_use_subcommand -a restore -d 'Go on with a guest that was saved'
 complete -c ferry -n __fish_use_subcommand -a doctor -d 'Show what this host offers to guests'
 complete -c ferry -n __fish_use_subcommand -a help -d 'Show a help page'
 complete -c ferry -n __fish_use_subcommand -l version -d 'Show the version'
-complete -c ferry -n '__fish_seen_subcommand_from help' -a 'run ps pause resume reboot stop doctor'
+complete -c ferry -n '__fish_seen_subcommand_from help' -a 'run ps pause resume reboot stop save restore doctor'
 complete -c ferry -s h -l help -d 'Show the help page'
 
-complete -c ferry -n '__fish_seen_subcommand_from ps doctor' -l json -d 'Print JSON'
+complete -c ferry -n '__fish_seen_subcommand_from ps doctor save' -l json -d 'Print JSON'
 complete -c ferry -n '__fish_seen_subcommand_from stop' -s f -l force -d 'End the guest at once'
-complete -c ferry -n '__fish_seen_subcommand_from pause resume reboot stop' -a '(ferry ps 2>/dev/null | awk "NR > 1 { print \$1 }")'
+complete -c ferry -n '__fish_seen_subcommand_from pause resume reboot stop save' -a '(ferry ps 2>/dev/null | awk "NR > 1 { print \$1 }")'
+complete -c ferry -n '__fish_seen_subcommand_from restore save' -F
+complete -c ferry -n '__fish_seen_subcommand_from restore' -l name -x -d 'Name of the guest'
+complete -c ferry -n '__fish_seen_subcommand_from restore' -s v -l verbose -d 'Say more; twice for everything'
 
 complete -c ferry -n '__fish_seen_subcommand_from run' -s k -l kernel -rF -d 'bzImage, ELF64 or Multiboot kernel'
 complete -c ferry -n '__fish_seen_subcommand_from run' -s i -l initrd -rF -d 'Initial RAM disk'

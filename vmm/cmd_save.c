@@ -100,7 +100,7 @@ static enum exit_status save(const struct command *command, int argc, char **arg
 const struct command cmd_save = {
     .name = "save",
     .usage = "[OPTION]... NAME FILE",
-    .summary = "Write a running guest to a file and end it; 'ferry restore' goes on with it.",
+    .summary = "Write a guest to a file and end it.",
     .options = save_options,
     .operands = save_operands,
     .notes = "The guest runs on if it cannot be saved. Its disks are not part of the file: leave\n"
@@ -201,7 +201,7 @@ static enum exit_status restore(const struct command *command, int argc, char **
 const struct command cmd_restore = {
     .name = "restore",
     .usage = "[OPTION]... FILE",
-    .summary = "Go on with a guest that was saved; its console is this terminal.",
+    .summary = "Go on with a guest that was saved.",
     .options = restore_options,
     .operands = restore_operands,
     .notes = "Exit status: as of 'ferry run'.",
