@@ -101,8 +101,10 @@ static void set_free(struct nat_socket *sock)
 }
 
 /*
- * The ring may tell of a datagram when it arrives, poll(2) tells only when its checksum was found
- * right; and libslirp reads datagrams with blocking calls. So one is believed when poll(2) shows it.
+ * The ring may tell what woke it, and not what is there: POLLIN and POLLPRI for any data that comes,
+ * so that ordinary data would be passed on as urgent; and a datagram as soon as it arrives, with a
+ * wrong checksum, too, behind which a blocking read would wait. Both are believed when poll(2) shows
+ * them.
  */
 static short confirm(const struct nat_socket *sock)
 {
@@ -126,7 +128,7 @@ static void finish(struct nat_socket *sock, int result)
         return;
     /* An error is the ring's, not the socket's: it has the socket asked for anew, and no more. */
     if (result > 0)
-        events = sock->datagrams ? confirm(sock) : (short)result;
+        events = sock->datagrams || (result & POLLPRI) ? confirm(sock) : (short)result;
     sock->events |= events & (wanted(sock) | POLLERR | POLLHUP);
     add_fired(sock);
 }

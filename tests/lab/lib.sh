@@ -111,8 +111,18 @@ tree_modules() {
 # tree, where /lib and /lib64 are links into /usr.
 libraries() {
     local library
-    for library in $(ldd "$1" 2>/dev/null | grep -o '/[^ ]*'); do
+    for library in $({ ldd "$1"; libraries_opened "$1"; } 2>/dev/null | grep -o '/[^ ]*' | sort -u); do
         printf '%s %s\n' "$(realpath "$library")" "/usr${library#/usr}"
+    done
+}
+
+# libraries_opened PROGRAM: the shared libraries that it names, to load while it runs, and what they
+# need in turn.
+libraries_opened() {
+    local name file
+    for name in $(grep -aoE 'lib[A-Za-z0-9_+-]+\.so\.[0-9]+' "$1" | sort -u); do
+        file=$(/sbin/ldconfig -p | awk -v name="$name" '$1 == name && /x86-64/ { print $NF; exit }')
+        [[ -z $file ]] || { echo "$file"; ldd "$file"; }
     done
 }
 

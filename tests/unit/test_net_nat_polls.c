@@ -285,17 +285,54 @@ Test(nat_polls, unknown_sockets_have_no_events_and_close_without_harm)
     cr_assert(nat_polls_idle(&polls));
 }
 
+/* A TCP connection over the loopback interface: pair[0] is what is polled. */
+static void make_tcp_pair(int pair[2])
+{
+    struct sockaddr_in address = {
+        .sin_family = AF_INET,
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    };
+    socklen_t size = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    cr_assert_eq(bind(listener, (struct sockaddr *)&address, size), 0);
+    cr_assert_eq(listen(listener, 1), 0);
+    cr_assert_eq(getsockname(listener, (struct sockaddr *)&address, &size), 0);
+    pair[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(connect(pair[1], (struct sockaddr *)&address, size), 0);
+    pair[0] = accept(listener, NULL, NULL);
+    close(listener);
+}
+
+Test(nat_polls, ordinary_data_is_not_told_to_be_urgent_and_urgent_data_is)
+{
+    int pair[2];
+
+    make_tcp_pair(pair);
+    want(pair[0], POLLIN | POLLPRI);
+    settle();
+    cr_assert_eq(send(pair[1], "x", 1, 0), 1);
+    wait_fired();
+    cr_assert_eq(nat_polls_events(&polls, pair[0]), POLLIN);
+    nat_polls_clear(&polls);
+    cr_assert_eq(send(pair[1], "y", 1, MSG_OOB), 1);
+    want(pair[0], POLLIN | POLLPRI);
+    wait_fired();
+    cr_assert_eq(nat_polls_events(&polls, pair[0]), POLLIN | POLLPRI);
+}
+
 /*
  * A datagram with a wrong checksum wakes whoever waits for the socket, and is not there when it is
- * asked for. Sent by a raw socket, since an ordinary one sends no such thing.
+ * asked for; unless it is so short that the kernel checks it at once. Sent by a raw socket, since an
+ * ordinary one sends no such thing.
  */
 static void send_bad_datagram(uint16_t port)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct {
         uint16_t source, destination, length, checksum;
-        char data[4];
-    } datagram = {htons(9), htons(port), htons(12), htons(1), "bad"};
+        char data[200];
+    } datagram = {htons(9), htons(port), htons(8 + 200), htons(1), "bad"};
     int fd = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_UDP);
 
     if (fd < 0)
