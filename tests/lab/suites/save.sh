@@ -1,0 +1,40 @@
+# A stock guest saved to a file and restored from it, in the middle of its work.
+# lab: --smp 2
+# shellcheck shell=sh disable=SC2016,SC2034,SC2086,SC2154,SC2164 # the harness's variables, the guests' commands
+
+# Memory, disk, clock, timers, network and both CPUs are used before and after.
+work='
+    net-up
+    head -c 20000000 /dev/urandom >/tmp/file
+    before=$(sha256sum </tmp/file)
+    dd if=/tmp/file of=/dev/vda bs=1M count=8 oflag=direct 2>/dev/null
+    (while :; do :; done) & spin=$!
+    echo working
+    i=0
+    while [ $i -lt 60 ]; do usleep 100000; i=$((i + 1)); done
+    kill $spin
+    [ "$before" = "$(sha256sum </tmp/file)" ] && echo memory=same
+    [ "$(head -c 8388608 /tmp/file | sha256sum)" = "$(head -c 8388608 /dev/vda | sha256sum)" ] && echo disk=same
+    ping -c 2 10.0.2.2 && echo network=works
+    dmesg | grep -E "WARNING|BUG|soft lockup|clocksource.*unstable" && echo kernel=complains
+    echo cpus=$(grep -c ^processor /proc/cpuinfo)'
+
+test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
+    truncate -s 16M disk
+    guest_start "$work" --name web --cpus 2 --disk disk --net nat
+    wait_for '^working' console
+    ferry save web file
+    guest_end 30
+    [ $STATUS = 0 ]
+    lacks '^memory='
+    ferry restore file </dev/null >console 2>ferry &
+    FERRY=$!
+    guest_end
+    cat ferry
+    [ $STATUS = 0 ]
+    has '^memory=same'
+    has '^disk=same'
+    has '^network=works'
+    has '^cpus=2'
+    lacks '^kernel=complains'
+}
