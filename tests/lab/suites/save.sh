@@ -16,7 +16,7 @@ work='
     [ "$before" = "$(sha256sum </tmp/file)" ] && echo memory=same
     [ "$(head -c 8388608 /tmp/file | sha256sum)" = "$(head -c 8388608 /dev/vda | sha256sum)" ] && echo disk=same
     ping -c 2 10.0.2.2 && echo network=works
-    dmesg | grep -E "WARNING|BUG|soft lockup|clocksource.*unstable" && echo kernel=complains
+    dmesg | grep -E "WARNING: CPU|BUG: |soft lockup|clocksource.*unstable" && echo kernel=complains
     echo cpus=$(grep -c ^processor /proc/cpuinfo)'
 
 test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
