@@ -5,7 +5,7 @@
 
 # A real filesystem, on which O_DIRECT works; the lab's own is memory.
 on_disk() {
-    if ! mountpoint -q /scratch; then
+    if ! grep -q " /scratch " /proc/mounts; then
         mkdir -p /scratch
         mount -t ext4 /dev/vda /scratch
     fi
