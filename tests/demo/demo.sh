@@ -17,7 +17,7 @@ kernel_code() {
 
 case ${1-} in
     '') ;;
-    -h | --help) echo 'Usage: tests/demo/demo.sh    (after make; `make demo` does both)'; exit ;;
+    -h | --help) echo "Usage: tests/demo/demo.sh    (after make; 'make demo' does both)"; exit ;;
     *) die "unknown argument '$1'" 2 ;;
 esac
 [[ -x $ferry ]] || die "there is no $ferry: run 'make demo', which builds it"
@@ -32,11 +32,11 @@ case $(kernel_code) in
     native)
         exec "$BUSYBOX" sh "$here/scene.sh" "$ferry" "$kernel" "$initrd" "$BUSYBOX" "$colour" ;;
     emulated)
-        echo "This host's KVM emulates kernel code, on which Linux takes minutes to boot, so all of this" ;;
+        echo "This host's KVM emulates kernel code, by which Linux takes minutes to boot: so all of this" ;;
     *)
-        echo "This host has no KVM that can be used ('ferry doctor' says why), so all of this" ;;
+        echo "This host has no KVM that can be used ('ferry doctor' says why): so all of this" ;;
 esac
-echo "happens in the lab: a KVM host under QEMU's software emulation, some ten times slower."
+echo "is in the lab, a KVM host under QEMU's software emulation, which is many times slower."
 exec "$LAB_DIR/lab" run --timeout 300 --put "$ferry" --put "$kernel:/root/vmlinuz" \
     --put "$initrd:/root/initrd" --put "$here/scene.sh:/root/scene.sh" -- \
     sh /root/scene.sh ferry vmlinuz initrd busybox "$colour"

@@ -8,7 +8,7 @@ ping -c 3 "$gateway" | tail -n 2
 page=$(wget -q -O - "http://$gateway:$demo_port/") || exit 1
 echo "page from http://$gateway:$demo_port/: $page"
 mkdir -p /www
-echo "Hello from the guest, Linux $(uname -r) on $(nproc) CPUs." >/www/index.html
+echo "Hello from the guest, Linux $(uname -r)." >/www/index.html
 httpd -p 80 -h /www
 stty -echo
 echo serving
