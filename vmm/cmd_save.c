@@ -103,8 +103,8 @@ const struct command cmd_save = {
     .summary = "Write a guest to a file and end it.",
     .options = save_options,
     .operands = save_operands,
-    .notes = "The guest runs on if it cannot be saved. Its disks are not part of the file: leave\n"
-             "them as they are until it is restored.",
+    .notes = "The guest runs on if it cannot be saved. Its disks are not part of the file:\n"
+             "leave them as they are until it is restored.",
     .run = save,
 };
 
