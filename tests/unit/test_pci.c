@@ -19,10 +19,10 @@
 struct toy {
     struct device dev; /* for its state */
     struct pci_function *fn;
-    unsigned slot;
-    unsigned reads, writes;
     uint64_t offset, value;
     uint64_t at; /* where BAR 0 answers; 0: nowhere */
+    unsigned slot;
+    unsigned reads, writes;
     unsigned maps, unmaps;
     unsigned cap_offset, cap_reads, cap_writes;
 };

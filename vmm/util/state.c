@@ -114,23 +114,29 @@ static uint64_t scalar_get(const uint8_t *from, enum state_type type)
     return 0;
 }
 
-/* Returns where the next byte goes; the room was reserved. */
+/* Both return where the next byte goes; the room was reserved. */
+static uint8_t *put_struct(const struct state_desc *desc, const uint8_t *from, uint8_t *to);
+
+static uint8_t *put_field(const struct state_field *f, const uint8_t *from, uint8_t *to)
+{
+    unsigned bytes = type_bytes(f->type);
+
+    for (uint32_t k = 0; k < f->count; k++) {
+        const uint8_t *element = from + f->offset + (size_t)k * f->stride;
+
+        if (f->type == STATE_STRUCT)
+            to = put_struct(f->sub, element, to);
+        else
+            put_le(to, scalar_get(element, f->type), bytes);
+        to += bytes;
+    }
+    return to;
+}
+
 static uint8_t *put_struct(const struct state_desc *desc, const uint8_t *from, uint8_t *to)
 {
-    for (uint32_t i = 0; i < desc->n_fields; i++) {
-        const struct state_field *f = &desc->fields[i];
-
-        for (uint32_t k = 0; k < f->count; k++) {
-            const uint8_t *element = from + f->offset + (size_t)k * f->stride;
-
-            if (f->type == STATE_STRUCT) {
-                to = put_struct(f->sub, element, to);
-                continue;
-            }
-            put_le(to, scalar_get(element, f->type), type_bytes(f->type));
-            to += type_bytes(f->type);
-        }
-    }
+    for (uint32_t i = 0; i < desc->n_fields; i++)
+        to = put_field(&desc->fields[i], from, to);
     return to;
 }
 
