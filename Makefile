@@ -73,7 +73,7 @@ demo: deps ## boot a Linux guest with networking, and show it
 	@tests/demo/demo.sh
 
 check: deps ## run every test
-	@$(MAKE) --no-print-directory built
+	@$(MAKE) --no-print-directory built asan-built
 	@BUILD=$(BUILD) tests/check.sh
 
 lab: deps ## a shell on a KVM host under emulation, with ferry in it
@@ -93,7 +93,7 @@ $(BUILD)/tests/bench/%: tests/bench/%.c $(BUILD)/flags
 	$(CC) $(CFLAGS_ALL) -o $@ $<
 
 # ---- tests of one kind ----
-.PHONY: unit check-unit check-cli asan tsan
+.PHONY: unit check-unit check-cli asan asan-built tsan
 unit: $(UNIT_BIN)
 # Objects of tests are kept, though nothing but a rule names them.
 .SECONDARY:
@@ -106,13 +106,16 @@ check-cli: all ## try the command line
 
 # Each sanitizer has a build folder of its own, in which unit tests and payload guests run.
 SANITIZED = @LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
-    $(MAKE) --no-print-directory BUILD=$(BUILD)/$@ O='-O1 -g -fno-omit-frame-pointer'
+    $(MAKE) --no-print-directory O='-O1 -g -fno-omit-frame-pointer'
+ASAN = $(SANITIZED) BUILD=$(BUILD)/asan SAN='-fsanitize=address,undefined -fno-sanitize-recover=all'
 asan: ## unit tests and payload guests under the address and undefined-behaviour sanitizers
-	$(SANITIZED) SAN='-fsanitize=address,undefined -fno-sanitize-recover=all' check-unit $(PAYLOADS)
+	$(ASAN) check-unit $(PAYLOADS)
+asan-built:
+	$(ASAN) all unit
 
 # Criterion's sandbox does not survive the thread sanitizer: here only whole guests run.
 tsan: ## payload guests under the thread sanitizer
-	$(SANITIZED) SAN='-fsanitize=thread -Wno-tsan' all $(PAYLOADS)
+	$(SANITIZED) BUILD=$(BUILD)/tsan SAN='-fsanitize=thread -Wno-tsan' all $(PAYLOADS)
 
 PAYLOADS = $(if $(GUEST_ELF),check-guest)
 

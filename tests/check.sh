@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs every test: unit tests, the command line, payload guests, the fuzz targets over their stored
-# corpora, and the lab. What is run must have been built (`make check` does both).
+# corpora, unit tests and payload guests under the sanitizers, and the lab. What is run must have been
+# built (`make check` does both).
 #
 # Each suite prints 'ok NAME', 'not ok NAME' or 'skipped NAME: reason' and ends with the counts in a
 # line 'N passed, N failed, N skipped'; so does this script, with the sums. A suite that ends without
@@ -16,21 +17,21 @@ started=$SECONDS
 usage() {
     cat <<EOF
 Usage: tests/check.sh [SUITE]...
-Run the suites, or those that are named: unit, cli, guest, fuzz, lab.
+Run the suites, or those that are named: unit, cli, guest, fuzz, asan_unit, asan_guest, lab.
 EOF
 }
 
-# unit_one PROGRAM REPORT: one of Criterion's programs; its report (TAP) becomes our lines.
+# unit_one PROGRAM REPORT SUITE: one of Criterion's programs; its report (TAP) becomes our lines.
 unit_one() {
-    local name=${1##*/test_} status=0
+    local name=${1##*/test_} status=0 suite=$3
     rm -f "$2"
     timeout 600 "$1" --quiet -j2 --timeout 60 --tap="$2" >"$2.log" 2>&1 || status=$?
     [[ -e $2 ]] && sed -n -E \
         -e 's/  \([0-9.]+s\)$//;t plain' -e ':plain' \
-        -e 's/^ok - ([^#]*[^# ]) *# SKIP *(.*)$/skipped unit: \1: \2/p;t' \
-        -e 's/^((not )?ok) - (.*)$/\1 unit: \3/p' "$2" | tee "$2.lines"
+        -e "s/^ok - ([^#]*[^# ]) *# SKIP *(.*)\$/skipped $suite: \\1: \\2/p;t" \
+        -e "s/^((not )?ok) - (.*)\$/\\1 $suite: \\3/p" "$2" | tee "$2.lines"
     if ((status)) && ! grep -q '^not ok' "$2.lines" 2>/dev/null; then
-        echo "not ok unit: $name (ended with status $status)"
+        echo "not ok $suite: $name (ended with status $status)"
         echo 'not ok' >>"$2.lines"
     fi
     if grep -q '^not ok' "$2.lines"; then
@@ -40,13 +41,14 @@ unit_one() {
     return 0
 }
 
-suite_unit() {
+# unit_all FOLDER SUITE: the unit tests that were built there.
+unit_all() {
     local program work
     work=$(mktemp -d)
     : >"$work/all"
-    for program in "$BUILD"/tests/unit/test_*; do
+    for program in "$1"/tests/unit/test_*; do
         [[ -x $program && ! -d $program ]] || continue
-        unit_one "$program" "$work/tap"
+        unit_one "$program" "$work/tap" "$2"
         cat "$work/tap.lines" >>"$work/all"
         rm -f "$work"/tap*
     done
@@ -56,6 +58,18 @@ suite_unit() {
     grep -q '^not ok' "$work/all" && bad=1
     rm -rf "$work"
     return $bad
+}
+
+suite_unit() { unit_all "$BUILD" unit; }
+
+# What the sanitizers find ends the program: there is nothing to look for in its output.
+export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
+suite_asan_unit() { unit_all "$BUILD/asan" asan; }
+
+suite_asan_guest() {
+    tests/guest/run-tests --ferry "$BUILD/asan/ferry" --guests "$BUILD/guest" --deadline 120 |
+        sed -u -E 's/^((not )?ok|skipped) /\1 asan: /'
+    return "${PIPESTATUS[0]}"
 }
 
 suite_cli() { FERRY=$BUILD/ferry tests/cli/run-tests; }
@@ -106,7 +120,7 @@ case ${1-} in
     -h | --help) usage; exit ;;
     -*) usage >&2; exit 2 ;;
 esac
-(($#)) || set -- unit cli guest fuzz lab
+(($#)) || set -- unit cli guest fuzz asan_unit asan_guest lab
 for name; do
     declare -F "suite_$name" >/dev/null || { usage >&2; exit 2; }
 done

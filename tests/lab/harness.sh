@@ -18,7 +18,7 @@ skip() { echo "$1" >"$T/skipped"; exit 77; }
 # wait_for PATTERN FILE [SECONDS]: waits until the file has a line like it.
 wait_for() {
     set +x
-    left=$((${3:-60} * 20))
+    left=$((${3:-300} * 20))
     until grep -q -a -e "$1" "$2"; do
         [ "$left" -gt 0 ] || { set -x; echo "no '$1' came"; return 1; }
         left=$((left - 1))
@@ -42,9 +42,10 @@ guest_start() {
     FERRY=$!
 }
 
-# guest_end [SECONDS]: waits for the guest's end, for a minute and a half by default; sets STATUS.
+# guest_end [SECONDS]: waits for the guest's end, for five minutes by default, as the machine under the
+# lab may be busy; sets STATUS.
 guest_end() {
-    { sleep "${1:-90}"; kill -9 $FERRY; } >/dev/null 2>&1 &
+    { sleep "${1:-300}"; kill -9 $FERRY; } >/dev/null 2>&1 &
     watchdog=$!
     STATUS=0
     wait $FERRY || STATUS=$?

@@ -78,14 +78,14 @@ test_failed_command_in_the_guest_is_none_of_ours() {
 
 test_panic_ends_with_the_status_of_a_crash() {
     guest_start 'echo c >/proc/sysrq-trigger'
-    guest_end 30
+    guest_end
     has 'sysrq triggered crash'
     [ $STATUS = $CRASHED ]
 }
 
 test_panic_without_the_panic_device_ends_with_the_status_of_a_crash_by_triple_fault() {
     APPEND='ferry.modules=virtio_pci reboot=t panic=-1' guest_start 'echo c >/proc/sysrq-trigger'
-    guest_end 30
+    guest_end
     [ $STATUS = $CRASHED ]
 }
 
@@ -131,7 +131,7 @@ EOF
         wait'
     wait_for listening console
     kill -TERM $FERRY
-    guest_end 30
+    guest_end
     has '^pressed'
     [ $STATUS = 0 ]
 }
@@ -140,6 +140,6 @@ test_guest_that_ignores_the_power_button_is_ended_after_the_grace_period() {
     guest_start 'echo deaf; sleep 100' --grace 2
     wait_for deaf console
     kill -TERM $FERRY
-    guest_end 30
+    guest_end
     [ $STATUS = $TERMINATED ]
 }

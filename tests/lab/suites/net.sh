@@ -39,7 +39,7 @@ test_host_fetches_a_file_of_4_MB_from_the_guest() {
     wait_for '^serving' console
     wget -q -O file http://127.0.0.1:8002/file
     wget -q -O - http://127.0.0.1:8002/cgi-bin/end
-    guest_end 30
+    guest_end
     [ $STATUS = 0 ]
     [ "$(value sum)" = "$(sum "file")" ]
 }
@@ -54,7 +54,7 @@ test_two_cpus_and_eight_connections_at_once() {
     done
     wait $fetchers
     wget -q -O - http://127.0.0.1:8003/cgi-bin/end
-    guest_end 30
+    guest_end
     for i in 1 2 3 4 5 6 7 8; do [ "$(value sum)" = "$(sum "file$i")" ]; done
 }
 

@@ -24,7 +24,7 @@ test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
     guest_start "$work" --name web --cpus 2 --disk disk --net nat
     wait_for '^working' console
     ferry save web file
-    guest_end 30
+    guest_end
     [ $STATUS = 0 ]
     lacks '^memory='
     ferry restore file </dev/null >console 2>ferry &

@@ -23,7 +23,7 @@ pass_a_megabyte() {
     exec 5>input
     wait_for '^take' console
     cat sent >&5
-    guest_end 120
+    guest_end
     exec 5>&-
     [ $STATUS = 0 ]
     [ "$(value sum)" = "$(sum "sent")" ]
