@@ -327,7 +327,7 @@ void attack_random(void)
                 victim_put(0, header_at(), HEADER_LENGTH, DESC_NEXT, 1);
             victim_post((uint16_t)(chance() % 10));
         }
-        if (round % 50 == 49)
+        if (round % 50 == 49 || round + 1 == rounds)
             attack_end("random", MAY_BREAK);
     }
 }
