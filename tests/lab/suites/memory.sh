@@ -28,7 +28,7 @@ test_guest_of_5_GiB_has_them_and_they_hold_data() {
     guest "$report"'
         mkdir /big
         mount -t tmpfs -o size=4500M big /big
-        head -c 268435456 /dev/urandom >/big/first
+        head -c 25165824 /dev/urandom >/big/first
         echo first=$(sha256sum </big/first | cut -c 1-64)
         cp /big/first /big/second
         echo second=$(sha256sum </big/second | cut -c 1-64)' --memory 5G
