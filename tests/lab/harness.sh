@@ -42,8 +42,8 @@ guest_start() {
     FERRY=$!
 }
 
-# guest_end [SECONDS]: waits for the guest's end, for five minutes by default, as the machine under
-# the lab may be busy; sets STATUS.
+# guest_end [SECONDS]: waits for the guest's end, for five minutes by default, as the machine under the
+# lab may be busy; sets STATUS.
 guest_end() {
     { sleep "${1:-300}"; kill -9 $FERRY; } >/dev/null 2>&1 &
     watchdog=$!
