@@ -69,12 +69,13 @@ void cmd_print_help(const struct command *command);
 /* ---- for the commands that run a guest; in cmd_run.c ---- */
 
 struct machine;
+struct process;
 
 /* A parser for a flag that may be repeated: unsigned, counted up. */
 int cmd_count_up(const struct option_key *key, const char *text, void *field);
 /* What -v means, given so many times. */
 void cmd_set_verbosity(unsigned verbose);
-/* Runs the guest to its end, takes the machine down, and says how it ended. */
-enum exit_status cmd_run_machine(struct machine *machine);
+/* Runs the process's only guest to its end, takes all down, and says how it ended. */
+enum exit_status cmd_run_machine(struct process *process, struct machine *machine);
 
 #endif

@@ -11,6 +11,7 @@
 
 #include "vmm/cmd.h"
 #include "vmm/machine.h"
+#include "vmm/process.h"
 #include "vmm/util/log.h"
 
 struct run_options {
@@ -129,19 +130,22 @@ static enum exit_status status_of(enum machine_outcome outcome, int signal_numbe
     case MACHINE_QUIT: return STATUS_OK;
     case MACHINE_CRASHED: return STATUS_CRASHED;
     case MACHINE_KILLED: return STATUS_SIGNAL + (unsigned)signal_number;
+    case MACHINE_FAILED: return STATUS_FAILED;
     }
     return STATUS_FAILED;
 }
 
-enum exit_status cmd_run_machine(struct machine *machine)
+enum exit_status cmd_run_machine(struct process *process, struct machine *machine)
 {
     enum exit_status status = STATUS_FAILED;
     enum machine_outcome outcome;
     int signal_number;
 
-    if (machine_run(machine, &outcome, &signal_number) == 0)
+    if (process_run(process, NULL, NULL) == 0) {
+        outcome = machine_outcome(machine, &signal_number);
         status = status_of(outcome, signal_number);
-    machine_destroy(machine);
+    }
+    process_destroy(process);
     return status;
 }
 
@@ -153,12 +157,16 @@ void cmd_set_verbosity(unsigned verbose)
 
 static enum exit_status create_and_run(const struct machine_config *config)
 {
+    struct process *process = NULL;
     struct machine *machine;
-    int error = machine_create(&machine, config);
+    int error = process_create(&process, config->name);
 
-    if (error < 0)
-        return error == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
-    return cmd_run_machine(machine);
+    if (!error)
+        error = machine_create(&machine, process, config);
+    if (!error)
+        return cmd_run_machine(process, machine);
+    process_destroy(process);
+    return error == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
 }
 
 static enum exit_status run(const struct command *command, int argc, char **argv)

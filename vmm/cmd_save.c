@@ -18,6 +18,7 @@
 #include "vmm/cmd.h"
 #include "vmm/machine.h"
 #include "vmm/machine_json.h"
+#include "vmm/process.h"
 #include "vmm/util/log.h"
 
 /* ---- save ---- */
@@ -145,8 +146,8 @@ static int make_config(struct machine_config *config, const struct snapshot *sna
 }
 
 /* Builds the machine from the file, which is not needed any more afterwards. */
-static int restore_machine(struct machine **machine, struct machine_config *config,
-                           const struct restore_options *wanted)
+static int restore_machine(struct process **process, struct machine **machine,
+                           struct machine_config *config, const struct restore_options *wanted)
 {
     struct stream_reader reader = {.fd = open(wanted->file, O_RDONLY | O_CLOEXEC),
                                    .name = wanted->file};
@@ -162,7 +163,9 @@ static int restore_machine(struct machine **machine, struct machine_config *conf
     if (!err)
         err = make_config(config, &snapshot, wanted);
     if (!err)
-        err = machine_restore(machine, config, &snapshot, &reader);
+        err = process_create(process, config->name);
+    if (!err)
+        err = machine_restore(machine, *process, config, &snapshot, &reader);
     snapshot_fini(&snapshot);
     close(reader.fd);
     return err;
@@ -173,6 +176,7 @@ static enum exit_status restore(const struct command *command, int argc, char **
     enum exit_status status = STATUS_USAGE;
     struct restore_options wanted = {0};
     struct machine_config config;
+    struct process *process = NULL;
     struct machine *machine;
     int err;
 
@@ -185,11 +189,13 @@ static enum exit_status restore(const struct command *command, int argc, char **
         break;
     case CMD_PARSED:
         cmd_set_verbosity(wanted.verbose);
-        err = restore_machine(&machine, &config, &wanted);
-        if (err)
-            status = err == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
-        else
-            status = cmd_run_machine(machine);
+        err = restore_machine(&process, &machine, &config, &wanted);
+        if (!err) {
+            status = cmd_run_machine(process, machine);
+            break;
+        }
+        process_destroy(process);
+        status = err == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
         break;
     }
     machine_config_fini(&config);

@@ -40,7 +40,7 @@ struct request;
 
 struct control {
     struct loop *loop;                  /* borrowed */
-    const struct control_route *routes; /* borrowed */
+    const struct control_table *tables; /* borrowed */
     void *opaque;
     int listen_fd;                      /* owns */
     struct sockaddr_un address;         /* its path; empty when not bound */
@@ -49,12 +49,14 @@ struct control {
     struct http_api api;
     struct MHD_Daemon *daemon;          /* owns; NULL before the first client */
     int epoll_fd;                       /* the daemon's */
-    struct request *waiting;            /* borrowed: its answer comes later */
+    struct request *waiting;            /* a list, borrowed: their answers come later */
 };
 
 /* One request while its body arrives. */
 struct request {
     struct MHD_Connection *connection; /* borrowed */
+    const void *object;                /* what a request that waits is about */
+    struct request *next;              /* of those that wait */
     bool answered;                     /* by control_answer(), with the two below */
     int error;
     json_t *reply;                     /* owns */
@@ -111,6 +113,7 @@ static unsigned status_of(int error, const json_t *reply)
     switch (error) {
     case 0: return reply ? MHD_HTTP_OK : MHD_HTTP_NO_CONTENT;
     case -EINVAL: return MHD_HTTP_BAD_REQUEST;
+    case -ENOENT: return MHD_HTTP_NOT_FOUND;
     case -EALREADY: return MHD_HTTP_CONFLICT;
     default: return MHD_HTTP_INTERNAL_SERVER_ERROR;
     }
@@ -129,32 +132,85 @@ static enum MHD_Result answer_result(struct control *c, struct MHD_Connection *c
     return result;
 }
 
-static enum MHD_Result serve(struct control *c, struct MHD_Connection *connection,
-                             const struct control_route *route, struct request *request)
+/* An argument of the query, into the object that the handler gets; what the body says goes first. */
+static enum MHD_Result take_argument(void *opaque, enum MHD_ValueKind kind, const char *key,
+                                     const char *value)
 {
-    json_t *body = NULL, *reply = NULL;
+    json_t **body = opaque;
+
+    (void)kind;
+    if (!*body)
+        *body = json_object();
+    if (*body && value && !json_object_get(*body, key))
+        (void)json_object_set_new(*body, key, json_string(value)); /* no UTF-8: left out */
+    return MHD_YES;
+}
+
+/* The body, with the query's arguments beside it. 0; -EINVAL when it is no JSON object. */
+static int read_body(struct control *c, const struct request *request,
+                     struct MHD_Connection *connection, json_t **body)
+{
     json_error_t error;
-    int err;
+
+    *body = NULL;
+    if (request->length > 0) {
+        *body = json_loadb(request->body, request->length, JSON_REJECT_DUPLICATES, &error);
+        if (!json_is_object(*body)) {
+            json_decref(*body);
+            return -EINVAL;
+        }
+    }
+    c->api.get_values(connection, MHD_GET_ARGUMENT_KIND, take_argument, body);
+    return 0;
+}
+
+/* Sets a request aside until control_answer(). */
+static void wait_for_answer(struct control *c, struct MHD_Connection *connection,
+                            const void *object, struct request *request)
+{
+    request->connection = connection;
+    request->object = object;
+    request->next = c->waiting;
+    c->waiting = request;
+    c->api.suspend(connection);
+}
+
+static enum MHD_Result serve(struct control *c, struct MHD_Connection *connection,
+                             const struct control_table *table, const struct control_route *route,
+                             struct request *request)
+{
+    json_t *body, *reply = NULL;
+    void *object = c->opaque;
+    int err = 0;
 
     if (request->too_long)
         return answer_error(c, connection, MHD_HTTP_CONTENT_TOO_LARGE, "the body is too long");
-    if (request->length > 0) {
-        body = json_loadb(request->body, request->length, JSON_REJECT_DUPLICATES, &error);
-        if (!json_is_object(body)) {
-            json_decref(body);
-            return answer_error(c, connection, MHD_HTTP_BAD_REQUEST,
-                                "the body is no JSON object");
-        }
-    }
-    err = route->handle(c->opaque, body, &reply);
+    if (read_body(c, request, connection, &body) < 0)
+        return answer_error(c, connection, MHD_HTTP_BAD_REQUEST, "the body is no JSON object");
+    if (table->pick)
+        err = table->pick(c->opaque, body, &object, &reply);
+    if (!err)
+        err = route->handle(object, body, &reply);
     json_decref(body);
     if (err == -EINPROGRESS) {
-        request->connection = connection;
-        c->waiting = request;
-        c->api.suspend(connection);
+        wait_for_answer(c, connection, object, request);
         return MHD_YES;
     }
     return answer_result(c, connection, err, reply);
+}
+
+static const struct control_route *find_route(const struct control_route *routes,
+                                              const char *method, const char *path,
+                                              bool *path_known)
+{
+    for (const struct control_route *r = routes; r->method; r++) {
+        if (strcmp(r->path, path) != 0)
+            continue;
+        *path_known = true;
+        if (strcmp(r->method, method) == 0)
+            return r;
+    }
+    return NULL;
 }
 
 static enum MHD_Result route_request(struct control *c, struct MHD_Connection *connection,
@@ -163,12 +219,11 @@ static enum MHD_Result route_request(struct control *c, struct MHD_Connection *c
 {
     bool path_known = false;
 
-    for (const struct control_route *r = c->routes; r->method; r++) {
-        if (strcmp(r->path, path) != 0)
-            continue;
-        path_known = true;
-        if (strcmp(r->method, method) == 0)
-            return serve(c, connection, r, request);
+    for (const struct control_table *t = c->tables; t->routes; t++) {
+        const struct control_route *r = find_route(t->routes, method, path, &path_known);
+
+        if (r)
+            return serve(c, connection, t, r, request);
     }
     if (path_known)
         return answer_error(c, connection, MHD_HTTP_METHOD_NOT_ALLOWED, "another method is needed");
@@ -205,6 +260,17 @@ static enum MHD_Result on_request(void *opaque, struct MHD_Connection *connectio
     return MHD_YES;
 }
 
+/* Takes it out of those that wait, if it does. */
+static void stop_waiting(struct control *c, struct request *request)
+{
+    struct request **at = &c->waiting;
+
+    while (*at && *at != request)
+        at = &(*at)->next;
+    if (*at)
+        *at = request->next;
+}
+
 static void on_completed(void *opaque, struct MHD_Connection *connection, void **request_of,
                          enum MHD_RequestTerminationCode code)
 {
@@ -215,8 +281,7 @@ static void on_completed(void *opaque, struct MHD_Connection *connection, void *
     (void)code;
     if (!request)
         return;
-    if (c->waiting == request)
-        c->waiting = NULL;
+    stop_waiting(c, request);
     json_decref(request->reply);
     free(request);
     *request_of = NULL;
@@ -237,25 +302,39 @@ static void run_daemon(struct control *c)
         loop_timer_cancel(&c->timeout);
 }
 
-void control_answer(struct control *control, int error, json_t *reply)
+/* Takes reply over. */
+static void answer_later(struct control *c, struct request *request, int error, json_t *reply)
 {
-    struct request *request = control ? control->waiting : NULL;
-
-    if (!request) {
-        json_decref(reply);
-        return;
-    }
-    control->waiting = NULL;
+    stop_waiting(c, request);
     request->answered = true;
     request->error = error;
     request->reply = reply;
-    control->api.resume(request->connection);
-    run_daemon(control);
+    c->api.resume(request->connection);
+    run_daemon(c);
 }
 
-bool control_busy(const struct control *control)
+static struct request *find_waiting(const struct control *c, const void *object)
 {
-    return control && control->waiting;
+    struct request *request = c ? c->waiting : NULL;
+
+    while (request && request->object != object)
+        request = request->next;
+    return request;
+}
+
+void control_answer(struct control *control, const void *object, int error, json_t *reply)
+{
+    struct request *request = find_waiting(control, object);
+
+    if (request)
+        answer_later(control, request, error, reply);
+    else
+        json_decref(reply);
+}
+
+bool control_busy(const struct control *control, const void *object)
+{
+    return find_waiting(control, object) != NULL;
 }
 
 static void epoll_ready(struct loop_op *op, int result)
@@ -377,7 +456,7 @@ static int take_name(struct control *c, const char *folder, const char *name)
 }
 
 int control_create(struct control **out, struct loop *loop, const char *name,
-                   const struct control_route *routes, void *opaque)
+                   const struct control_table *tables, void *opaque)
 {
     char folder[PATH_MAX];
     struct control *c;
@@ -392,7 +471,7 @@ int control_create(struct control **out, struct loop *loop, const char *name,
     if (!c)
         return -ENOMEM;
     c->loop = loop;
-    c->routes = routes;
+    c->tables = tables;
     c->opaque = opaque;
     c->epoll_fd = -1;
     c->address.sun_family = AF_UNIX;
@@ -436,7 +515,8 @@ void control_destroy(struct control *control)
 {
     if (!control)
         return;
-    control_answer(control, -ECANCELED, NULL); /* whoever waits still */
+    while (control->waiting)
+        answer_later(control, control->waiting, -ECANCELED, NULL);
     if (control->daemon)
         (void)loop_run_until(control->loop, clients_gone, control, FAREWELL_NS);
     if (control->address.sun_path[0])

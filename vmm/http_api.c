@@ -24,6 +24,7 @@ static const struct {
     {"MHD_add_response_header", offsetof(struct http_api, add_header)},
     {"MHD_queue_response", offsetof(struct http_api, queue_response)},
     {"MHD_destroy_response", offsetof(struct http_api, destroy_response)},
+    {"MHD_get_connection_values", offsetof(struct http_api, get_values)},
     {"MHD_suspend_connection", offsetof(struct http_api, suspend)},
     {"MHD_resume_connection", offsetof(struct http_api, resume)},
 };

@@ -22,6 +22,7 @@ struct http_api {
     __typeof__(&MHD_add_response_header) add_header;
     __typeof__(&MHD_queue_response) queue_response;
     __typeof__(&MHD_destroy_response) destroy_response;
+    __typeof__(&MHD_get_connection_values) get_values;
     __typeof__(&MHD_suspend_connection) suspend;
     __typeof__(&MHD_resume_connection) resume;
 };

@@ -1,20 +1,18 @@
 /*
  * The machine: built in one order, taken down in the reverse, and in between run by the event loop.
  *
- * Composition root: it sees every module; none sees it. Does not parse options (machine_config.c)
- * nor decide exit statuses (cmd_run.c). All on the main thread, which is the event loop's, except
+ * Composition root: it sees every module; none sees it. Does not parse options (machine_config.c),
+ * has no loop, signals or control socket of its own (process.c) and decides no exit statuses
+ * (cmd_run.c). All on the main thread, which is the event loop's, except
  * raise_event() and vcpu_failed(), which any thread calls; they touch only what event_lock guards.
  */
 #include "vmm/machine.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "devices/chardev.h"
@@ -29,11 +27,11 @@
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
 #include "vmm/probe.h"
+#include "vmm/process.h"
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
 
-#define LOOP_ENTRIES 128
 #define NS_PER_S 1000000000ull
 /* What the guest printed last has this long to leave, should nobody read it. */
 #define DRAIN_NS (2 * NS_PER_S)
@@ -123,52 +121,18 @@ static void grace_over(struct loop_timer *timer)
     end(m, MACHINE_KILLED);
 }
 
-/* The first asks the guest by the power button, the second does not ask. */
-static void handle_signal(struct machine *m, int number)
+void machine_ask_to_end(struct machine *m, int signal_number)
 {
-    if (m->signal_number != 0) {
-        end(m, MACHINE_KILLED);
+    m->signal_number = signal_number;
+    if (m->ended)
         return;
-    }
-    m->signal_number = number;
-    log_info("%s: pressing the power button", strsignal(number));
     machine_press_power_button(m);
     loop_timer_set(m->loop, &m->grace, loop_now_ns() + m->config->grace_s * NS_PER_S);
 }
 
-static void signal_readable(struct loop_op *op, int result)
+void machine_kill(struct machine *m)
 {
-    struct machine *m = (struct machine *)((char *)op - offsetof(struct machine, signal_op));
-    struct signalfd_siginfo info;
-
-    if (result == -ECANCELED)
-        return;
-    while (read(m->signal_fd, &info, sizeof(info)) == sizeof(info))
-        handle_signal(m, (int)info.ssi_signo);
-    loop_poll(m->loop, &m->signal_op, m->signal_fd, POLLIN);
-}
-
-/* Before any thread exists, so that all inherit the mask. */
-static int watch_signals(struct machine *m)
-{
-    sigset_t set;
-
-    signal(SIGPIPE, SIG_IGN);
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    m->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (m->signal_fd < 0) {
-        int err = -errno;
-        log_error("signalfd: %s", strerror(-err));
-        return err;
-    }
-    m->signal_op.done = signal_readable;
-    m->grace.expired = grace_over;
-    loop_poll(m->loop, &m->signal_op, m->signal_fd, POLLIN);
-    return 0;
+    end(m, MACHINE_KILLED);
 }
 
 /* ---- building ---- */
@@ -182,13 +146,6 @@ int machine_add_device(struct machine *m, struct device *dev)
     }
     m->devices[m->n_devices++] = dev;
     return 0;
-}
-
-static int build_loop(struct machine *m)
-{
-    int err = loop_create(&m->loop, LOOP_ENTRIES);
-
-    return err ? -EOPNOTSUPP : watch_signals(m);
 }
 
 static int build_memory(struct machine *m)
@@ -388,28 +345,21 @@ static int build_vcpus(struct machine *m)
     return vcpus_create(&m->vcpus, &config);
 }
 
-static int build_control(struct machine *m)
-{
-    return control_create(&m->control, m->loop, m->config->name, machine_routes, m);
-}
-
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
-    build_loop, build_control,        build_kernel, build_memory,         build_vm,    build_busses,
-    build_console, machine_arch_devices, build_disks,  build_nets, build_rng, build_virtio_console,
-    build_vcpus, machine_arch_load,
+    build_kernel, build_memory, build_vm,  build_busses,         build_console, machine_arch_devices,
+    build_disks,  build_nets,   build_rng, build_virtio_console, build_vcpus,   machine_arch_load,
 };
 
 /* The same machine, but what it holds comes from a file. */
 static int (*const restore_steps[])(struct machine *) = {
-    build_loop,    build_control,        build_memory, build_vm,   build_busses,
-    build_console, machine_arch_devices, build_disks,  build_nets, build_rng, build_virtio_console,
-    build_vcpus,   machine_load,
+    build_memory, build_vm,  build_busses,         build_console, machine_arch_devices, build_disks,
+    build_nets,   build_rng, build_virtio_console, build_vcpus,   machine_load,
 };
 
 static int build(struct machine *m, int (*const steps[])(struct machine *), size_t n)
 {
-    int err = 0;
+    int err = process_add_guest(m->process, m);
 
     for (size_t i = 0; !err && i < n; i++)
         err = steps[i](m);
@@ -418,23 +368,27 @@ static int build(struct machine *m, int (*const steps[])(struct machine *), size
     return err;
 }
 
-static struct machine *new_machine(const struct machine_config *config)
+static struct machine *new_machine(struct process *process, const struct machine_config *config)
 {
     struct machine *m = calloc(1, sizeof(*m));
 
     if (!m)
         return NULL;
     m->config = config;
-    m->signal_fd = -1;
+    m->process = process;
+    m->loop = process_loop(process);
+    m->control = process_control(process);
+    m->grace.expired = grace_over;
     m->events.raise = raise_event;
     pthread_mutex_init(&m->lock, NULL);
     pthread_mutex_init(&m->event_lock, NULL);
     return m;
 }
 
-int machine_create(struct machine **out, const struct machine_config *config)
+int machine_create(struct machine **out, struct process *process,
+                   const struct machine_config *config)
 {
-    struct machine *m = new_machine(config);
+    struct machine *m = new_machine(process, config);
     int err = m ? build(m, build_steps, sizeof(build_steps) / sizeof(build_steps[0])) : -ENOMEM;
 
     if (!err)
@@ -442,10 +396,11 @@ int machine_create(struct machine **out, const struct machine_config *config)
     return err;
 }
 
-int machine_restore(struct machine **out, const struct machine_config *config,
-                    const struct snapshot *snapshot, const struct stream_reader *reader)
+int machine_restore(struct machine **out, struct process *process,
+                    const struct machine_config *config, const struct snapshot *snapshot,
+                    const struct stream_reader *reader)
 {
-    struct machine *m = new_machine(config);
+    struct machine *m = new_machine(process, config);
     int err;
 
     if (!m)
@@ -483,11 +438,22 @@ static void for_each_device(struct machine *m, void (*act)(struct device *dev))
     device_unlock(&m->env);
 }
 
+int machine_wait(struct machine *m, bool (*ready)(void *arg), void *arg)
+{
+    bool in_service = m->in_service;
+    int err;
+
+    m->in_service = true;
+    err = process_wait(m->process, ready, arg, 0);
+    m->in_service = in_service;
+    return err;
+}
+
 /* vCPUs parked; afterwards no request is in flight, and none begins. */
 static int quiesce_devices(struct machine *m)
 {
     for_each_device(m, device_pause);
-    return loop_run_until(m->loop, all_idle, m, 0);
+    return machine_wait(m, all_idle, m);
 }
 
 int machine_quiesce(struct machine *m)
@@ -574,46 +540,44 @@ static int handle_event(struct machine *m)
     return -EINVAL;
 }
 
-int machine_run(struct machine *m, enum machine_outcome *outcome, int *signal_number)
+void machine_start(struct machine *m)
+{
+    vcpus_resume(m->vcpus);
+}
+
+void machine_serve(struct machine *m)
 {
     int err = 0;
 
-    vcpus_resume(m->vcpus);
-    while (!err && !m->ended) {
-        err = loop_run(m->loop);
-        if (!err)
-            err = handle_event(m);
-        if (!err && !m->ended && m->save_path)
-            err = machine_save(m);
-    }
+    if (!m->ended)
+        err = handle_event(m);
+    if (!err && !m->ended && m->save_path)
+        err = machine_save(m);
+    if (err)
+        end(m, MACHINE_FAILED);
+}
+
+void machine_halt(struct machine *m)
+{
+    loop_timer_cancel(&m->grace);
     vcpus_park(m->vcpus);
-    *outcome = m->outcome;
+}
+
+enum machine_outcome machine_outcome(const struct machine *m, int *signal_number)
+{
     *signal_number = m->signal_number;
-    return err;
+    return m->outcome;
 }
 
 /* ---- taking down ---- */
-
-static bool signal_op_idle(void *arg)
-{
-    return !((struct machine *)arg)->signal_op.pending;
-}
-
-static void destroy_signals(struct machine *m)
-{
-    if (m->signal_fd < 0)
-        return;
-    loop_timer_cancel(&m->grace);
-    loop_cancel(m->loop, &m->signal_op);
-    (void)loop_run_until(m->loop, signal_op_idle, m, 0);
-    close(m->signal_fd);
-}
 
 void machine_destroy(struct machine *m)
 {
     if (!m)
         return;
-    control_destroy(m->control);
+    process_remove_guest(m->process, m);
+    control_answer(m->control, m, -ECANCELED, NULL); /* whoever waits still */
+    loop_timer_cancel(&m->grace);
     vcpus_destroy(m->vcpus);
     if (m->n_devices > 0)
         (void)quiesce_devices(m);
@@ -630,9 +594,6 @@ void machine_destroy(struct machine *m)
     vm_destroy(m->vm);
     kernel_close(m->kernel);
     memory_destroy(m->mem);
-    if (m->loop)
-        destroy_signals(m);
-    loop_destroy(m->loop);
     free(m->save_path);
     pthread_mutex_destroy(&m->event_lock);
     pthread_mutex_destroy(&m->lock);

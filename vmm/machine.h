@@ -1,8 +1,8 @@
 /*
- * The machine: everything that `ferry run` builds, started, watched and taken down.
+ * The machine: one guest and all that is built for it, started, watched and taken down.
  *
  * Composition root: this module and its architecture's part (vmm/x86/machine.c) are the only ones
- * that name concrete devices. One thread, the main thread, which is the event loop's.
+ * that name concrete devices. One thread, the main thread, which is the event loop's (process.h).
  */
 #ifndef FERRY_MACHINE_H
 #define FERRY_MACHINE_H
@@ -10,6 +10,7 @@
 #include "vmm/machine_config.h"
 
 struct machine;
+struct process;
 struct snapshot;
 struct stream_reader;
 
@@ -21,28 +22,28 @@ enum machine_outcome {
     MACHINE_QUIT,         /* the person typed Ctrl-a x */
     MACHINE_SAVED,        /* to a file, from which it can be restored */
     MACHINE_KILLED,       /* still up when the grace period after a signal was over, or at the second */
+    MACHINE_FAILED,       /* the host failed it; logged */
 };
 
 /*
- * Builds the machine and loads the kernel; nothing runs yet. config is borrowed for the machine's
- * life. Errors, logged: -EOPNOTSUPP when the host cannot run guests (no KVM, no right to it, a
+ * Builds the machine in a process and loads the kernel; nothing runs yet. config is borrowed for the
+ * machine's life, and so is the process. Errors, logged: -EOPNOTSUPP when the host cannot run guests (no KVM, no right to it, a
  * capability or io_uring is missing); any other is about the options or the files they name.
  */
-int machine_create(struct machine **out, const struct machine_config *config);
+int machine_create(struct machine **out, struct process *process,
+                   const struct machine_config *config);
 
 /*
  * Builds the machine that was saved, as it stood; nothing runs yet. config is what the snapshot's
  * section says, borrowed for the machine's life; snapshot and reader are borrowed for the call.
  * Errors as above; a file that does not fit or is damaged is of the second kind.
  */
-int machine_restore(struct machine **out, const struct machine_config *config,
-                    const struct snapshot *snapshot, const struct stream_reader *reader);
+int machine_restore(struct machine **out, struct process *process,
+                    const struct machine_config *config, const struct snapshot *snapshot,
+                    const struct stream_reader *reader);
 
-/*
- * Runs the guest to its end, restarts included. 0 and *outcome; or a negative errno, logged, when
- * the host failed. *signal_number is what asked for the end, or 0.
- */
-int machine_run(struct machine *machine, enum machine_outcome *outcome, int *signal_number);
+/* How a guest that has ended did, and what signal asked for it, or 0. */
+enum machine_outcome machine_outcome(const struct machine *machine, int *signal_number);
 
 /* Takes all down, in the reverse order of building. NULL is fine. */
 void machine_destroy(struct machine *machine);

@@ -12,15 +12,6 @@
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
 
-static int ping(void *opaque, const json_t *body, json_t **reply)
-{
-    (void)opaque;
-    (void)body;
-    *reply = json_pack("{s:s, s:s, s:i, s:[]}", "build_version", "ferry " FERRY_VERSION, "version",
-                       FERRY_VERSION, "pid", (int)getpid(), "features");
-    return *reply ? 0 : -ENOMEM;
-}
-
 static json_t *describe_disks(const struct machine_config *config)
 {
     json_t *disks = json_array();
@@ -122,14 +113,14 @@ static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("destination_url: file:///PATH was expected");
         return -EINVAL;
     }
-    if (m->save_path || control_busy(m->control)) {
+    if (m->save_path || control_busy(m->control, m)) {
         *reply = json_string("the guest is being saved already");
         return -EALREADY;
     }
     m->save_path = strdup(url + strlen(scheme));
     if (!m->save_path)
         return -ENOMEM;
-    loop_stop(m->loop); /* machine_run() goes on with it, outside of any callback */
+    loop_stop(m->loop); /* process_run() goes on with it, outside of any callback */
     return -EINPROGRESS;
 }
 
@@ -143,7 +134,6 @@ static int shut_down(void *opaque, const json_t *body, json_t **reply)
 }
 
 const struct control_route machine_routes[] = {
-    {"GET", "/api/v1/vmm.ping", ping},
     {"GET", "/api/v1/vm.info", info},
     {"PUT", "/api/v1/vm.pause", pause_vm},
     {"PUT", "/api/v1/vm.resume", resume_vm},
@@ -151,6 +141,5 @@ const struct control_route machine_routes[] = {
     {"PUT", "/api/v1/vm.reboot", reboot_vm},
     {"PUT", "/api/v1/vm.snapshot", snapshot_vm},
     {"PUT", "/api/v1/vm.shutdown", shut_down},
-    {"PUT", "/api/v1/vmm.shutdown", shut_down},
     {0},
 };

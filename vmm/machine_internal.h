@@ -23,6 +23,9 @@ struct vm;
 
 struct machine {
     const struct machine_config *config; /* borrowed */
+    struct process *process;             /* borrowed, and of it: */
+    struct loop *loop;
+    struct control *control;             /* NULL: there is no folder for its socket */
     struct device_env env;               /* what is handed to each device */
 
     /* Borrowed while a saved guest is being restored; else NULL. */
@@ -31,7 +34,6 @@ struct machine {
 
     /* In the order of building; each owned. */
     pthread_mutex_t lock; /* the device lock */
-    struct loop *loop;
     struct guest_memory *mem;
     struct kernel_image *kernel; /* NULL after a restore, until the first reset */
     struct vm *vm;
@@ -43,7 +45,6 @@ struct machine {
     char net_ids[MACHINE_MAX_NETS][16];
     struct nat *nats[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
     struct vcpus *vcpus;
-    struct control *control; /* NULL: there is no folder for its socket */
 
     /* Borrowed from devices[]. */
     struct pci_bus *pci;
@@ -57,19 +58,34 @@ struct machine {
     char event_cause[200];
 
     /* The loop's thread alone. */
-    int signal_fd;
-    struct loop_op signal_op;
     struct loop_timer grace;
     char *save_path;   /* owns; set while a save is asked for and not done */
     bool saving;       /* neither paused nor resumed by others meanwhile */
     bool paused;       /* vCPUs parked and devices paused, until machine_resume() */
     int signal_number; /* the first that asked for the end, or 0 */
     bool ended;        /* outcome says how */
+    bool told;         /* process_run() has told of the end */
+    bool in_service;   /* machine_serve() is under way: another guest's wait passes it over */
     enum machine_outcome outcome;
 };
 
 /* Takes over a device that was created; it is destroyed in reverse order. -ENOSPC frees it. */
 int machine_add_device(struct machine *m, struct device *dev);
+
+/* ---- for the process; not from a callback of the loop ---- */
+
+void machine_start(struct machine *m);
+/* Acts on what was raised since: the end, a reset, a save. Does nothing when there is nothing. */
+void machine_serve(struct machine *m);
+/* The guest has ended: no vCPU runs any more. */
+void machine_halt(struct machine *m);
+/* Runs the loop, serving other guests, until ready(arg). */
+int machine_wait(struct machine *m, bool (*ready)(void *arg), void *arg);
+
+/* Presses the power button; after the grace period the guest is ended. number: of the signal that
+ * asked, or 0. From anywhere on the loop's thread, as is the next. */
+void machine_ask_to_end(struct machine *m, int signal_number);
+void machine_kill(struct machine *m);
 
 /* ---- what the control socket can ask for; loop's thread; machine_control.c has the routes ---- */
 

@@ -110,7 +110,7 @@ static int write_snapshot(struct writing *w)
         log_error("cannot save: no thread: %s", strerror(err));
         return -err;
     }
-    err = loop_run_until(w->m->loop, is_finished, w, 0);
+    err = machine_wait(w->m, is_finished, w);
     pthread_join(thread, NULL);
     return err ? err : w->err;
 }
@@ -144,7 +144,7 @@ int machine_save(struct machine *m)
         (void)machine_resume(m);
     else if (!err)
         machine_end_saved(m);
-    control_answer(m->control, err, reply);
+    control_answer(m->control, m, err, reply);
     return 0;
 }
 

@@ -1,0 +1,277 @@
+/*
+ * The process: loop, signals and control socket, and the guests that share them.
+ *
+ * Does not build guests (machine.c) and does not know what they are made of. Main thread, which is
+ * the event loop's; no locks: what other threads raise goes by the machine's own event lock.
+ *
+ * A guest's reset, save and migration take the loop for as long as they wait for something. So that
+ * no guest has to wait for another's, whoever waits (process_wait()) serves the others meanwhile; a
+ * guest that is being served already is passed over, which bounds the depth of it.
+ */
+#include "vmm/process.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "vmm/control.h"
+#include "vmm/machine_internal.h"
+#include "vmm/process_control.h"
+#include "vmm/util/log.h"
+#include "vmm/util/loop.h"
+
+#define LOOP_ENTRIES 128
+
+struct process {
+    const char *name; /* borrowed */
+    struct loop *loop;
+    int signal_fd;
+    struct loop_op signal_op;
+    int signal_number;       /* the first that asked for the end, or 0 */
+    struct control *control; /* NULL: there is no folder for its socket */
+    struct machine *guests[PROCESS_MAX_GUESTS];
+    unsigned n_guests;
+};
+
+/* ---- signals ---- */
+
+/* The first asks the guests by the power button, the second does not ask. */
+void process_ask_to_end(struct process *p, int number)
+{
+    bool again = p->signal_number != 0;
+
+    p->signal_number = number ? number : p->signal_number;
+    for (unsigned i = 0; i < p->n_guests; i++) {
+        if (again)
+            machine_kill(p->guests[i]);
+        else
+            machine_ask_to_end(p->guests[i], number);
+    }
+}
+
+static void handle_signal(struct process *p, int number)
+{
+    if (p->signal_number == 0)
+        log_info("%s: pressing the power button", strsignal(number));
+    process_ask_to_end(p, number);
+}
+
+static void signal_readable(struct loop_op *op, int result)
+{
+    struct process *p = (struct process *)((char *)op - offsetof(struct process, signal_op));
+    struct signalfd_siginfo info;
+
+    if (result == -ECANCELED)
+        return;
+    while (read(p->signal_fd, &info, sizeof(info)) == sizeof(info))
+        handle_signal(p, (int)info.ssi_signo);
+    loop_poll(p->loop, &p->signal_op, p->signal_fd, POLLIN);
+}
+
+/* Before any thread exists, so that all inherit the mask. */
+static int watch_signals(struct process *p)
+{
+    sigset_t set;
+
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    p->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (p->signal_fd < 0) {
+        int err = -errno;
+        log_error("signalfd: %s", strerror(-err));
+        return err;
+    }
+    p->signal_op.done = signal_readable;
+    loop_poll(p->loop, &p->signal_op, p->signal_fd, POLLIN);
+    return 0;
+}
+
+static bool signal_op_idle(void *arg)
+{
+    return !((struct process *)arg)->signal_op.pending;
+}
+
+static void forget_signals(struct process *p)
+{
+    if (p->signal_fd < 0)
+        return;
+    loop_cancel(p->loop, &p->signal_op);
+    (void)loop_run_until(p->loop, signal_op_idle, p, 0);
+    close(p->signal_fd);
+}
+
+/* ---- life ---- */
+
+int process_create(struct process **out, const char *name)
+{
+    struct process *p = calloc(1, sizeof(*p));
+    int err;
+
+    if (!p)
+        return -ENOMEM;
+    p->name = name;
+    p->signal_fd = -1;
+    err = loop_create(&p->loop, LOOP_ENTRIES) ? -EOPNOTSUPP : watch_signals(p);
+    if (!err)
+        err = control_create(&p->control, p->loop, name, process_tables, p);
+    if (err)
+        process_destroy(p);
+    else
+        *out = p;
+    return err;
+}
+
+void process_destroy(struct process *p)
+{
+    if (!p)
+        return;
+    control_destroy(p->control);
+    p->control = NULL;
+    while (p->n_guests > 0)
+        machine_destroy(p->guests[p->n_guests - 1]);
+    if (p->loop)
+        forget_signals(p);
+    loop_destroy(p->loop);
+    free(p);
+}
+
+const char *process_name(const struct process *p)
+{
+    return p->name;
+}
+
+struct loop *process_loop(struct process *p)
+{
+    return p->loop;
+}
+
+struct control *process_control(struct process *p)
+{
+    return p->control;
+}
+
+/* ---- guests ---- */
+
+int process_add_guest(struct process *p, struct machine *m)
+{
+    if (p->n_guests == PROCESS_MAX_GUESTS) {
+        log_error("more than %u guests in a process", PROCESS_MAX_GUESTS);
+        return -ENOSPC;
+    }
+    p->guests[p->n_guests++] = m;
+    return 0;
+}
+
+void process_remove_guest(struct process *p, struct machine *m)
+{
+    for (unsigned i = 0; i < p->n_guests; i++) {
+        if (p->guests[i] != m)
+            continue;
+        p->n_guests--;
+        memmove(&p->guests[i], &p->guests[i + 1], (p->n_guests - i) * sizeof(p->guests[0]));
+        return;
+    }
+}
+
+unsigned process_guests(const struct process *p)
+{
+    return p->n_guests;
+}
+
+struct machine *process_guest(const struct process *p, unsigned index)
+{
+    return index < p->n_guests ? p->guests[index] : NULL;
+}
+
+struct machine *process_find_guest(const struct process *p, const char *name)
+{
+    for (unsigned i = 0; i < p->n_guests; i++)
+        if (strcmp(p->guests[i]->config->name, name) == 0)
+            return p->guests[i];
+    return NULL;
+}
+
+/* ---- running ---- */
+
+/* Acts on what the guests raised. */
+static void serve(struct process *p)
+{
+    for (unsigned i = 0; i < p->n_guests; i++) {
+        struct machine *m = p->guests[i];
+
+        if (m->in_service)
+            continue;
+        m->in_service = true;
+        machine_serve(m);
+        m->in_service = false;
+    }
+}
+
+/* Tells of those that have ended since; how many still run. */
+static unsigned take_ended(struct process *p, void (*ended)(void *arg, struct machine *machine),
+                           void *arg)
+{
+    unsigned running = 0, i = 0;
+
+    while (i < p->n_guests) {
+        struct machine *m = p->guests[i];
+
+        if (!m->ended) {
+            running++;
+        } else if (!m->told) {
+            m->told = true;
+            machine_halt(m);
+            if (ended)
+                ended(arg, m);
+        }
+        if (i < p->n_guests && p->guests[i] == m)
+            i++;
+    }
+    return running;
+}
+
+int process_run(struct process *p, void (*ended)(void *arg, struct machine *machine), void *arg)
+{
+    int err = 0;
+
+    for (unsigned i = 0; i < p->n_guests; i++)
+        machine_start(p->guests[i]);
+    while (!err && take_ended(p, ended, arg) > 0) {
+        err = loop_run(p->loop);
+        if (!err)
+            serve(p);
+    }
+    return err;
+}
+
+struct waiting {
+    struct process *p;
+    bool (*ready)(void *arg);
+    void *arg;
+};
+
+static bool ready_or_serve(void *arg)
+{
+    struct waiting *w = arg;
+
+    if (w->ready(w->arg))
+        return true;
+    serve(w->p);
+    return w->ready(w->arg);
+}
+
+int process_wait(struct process *p, bool (*ready)(void *arg), void *arg, uint64_t deadline_ns)
+{
+    struct waiting w = {.p = p, .ready = ready, .arg = arg};
+
+    return loop_run_until(p->loop, ready_or_serve, &w, deadline_ns);
+}

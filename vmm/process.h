@@ -1,0 +1,65 @@
+/*
+ * The process: what the guests in it share. The event loop, the signals, the control socket.
+ *
+ * `ferry run` has one guest in a process, `ferry up` several. A guest that ends or crashes leaves
+ * the others alone. Part of the composition root. The main thread, which is the event loop's.
+ */
+#ifndef FERRY_PROCESS_H
+#define FERRY_PROCESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PROCESS_MAX_GUESTS 64
+
+struct control;
+struct loop;
+struct machine;
+struct process;
+
+/*
+ * Makes the loop, takes the signals that end programs (SIGTERM, SIGINT, SIGHUP) and the name, under
+ * which the control socket is found; name is borrowed for the process's life. To be called before
+ * any other thread exists. Errors, logged: -EOPNOTSUPP when io_uring is missing, those of
+ * control_create().
+ */
+int process_create(struct process **out, const char *name);
+
+/* Takes all down, the guests that are still there too. NULL is fine. */
+void process_destroy(struct process *process);
+
+const char *process_name(const struct process *process);
+struct loop *process_loop(struct process *process);
+/* NULL: there is no folder for its socket. */
+struct control *process_control(struct process *process);
+
+/* ---- guests; machine_create() adds, machine_destroy() removes ---- */
+
+/* -ENOSPC (logged): there are PROCESS_MAX_GUESTS. */
+int process_add_guest(struct process *process, struct machine *machine);
+void process_remove_guest(struct process *process, struct machine *machine);
+unsigned process_guests(const struct process *process);
+struct machine *process_guest(const struct process *process, unsigned index);
+/* The guest of that name, or NULL. */
+struct machine *process_find_guest(const struct process *process, const char *name);
+
+/*
+ * Lets the guests run until each has ended; `ended` (may be NULL) is told of each once, outside of
+ * any callback of the loop, and may destroy the machine. 0; or a negative errno, logged, when the
+ * loop failed.
+ */
+int process_run(struct process *process, void (*ended)(void *arg, struct machine *machine),
+                void *arg);
+
+/*
+ * Runs the loop until ready(arg), as loop_run_until() does, and meanwhile serves the guests for
+ * which nobody waits yet: while one is being saved, another may reset. Not from a callback.
+ */
+int process_wait(struct process *process, bool (*ready)(void *arg), void *arg,
+                 uint64_t deadline_ns);
+
+/* As a first and a second signal: every guest is asked to power off, then ended. number: what
+ * asked, or 0. */
+void process_ask_to_end(struct process *process, int number);
+
+#endif
