@@ -22,7 +22,7 @@
 #include "devices/virtio/net.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
-#include "net/nat.h"
+#include "net/uplink.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
@@ -295,13 +295,13 @@ static int build_virtio_console(struct machine *m)
     return err ? err : add_virtio(m, vdev);
 }
 
-static int build_nat(struct machine *m, unsigned index)
+static int build_uplink(struct machine *m, unsigned index)
 {
-    struct nat_config config = m->config->nets[index].nat;
+    const struct net_options *net = &m->config->nets[index];
 
     snprintf(m->net_ids[index], sizeof(m->net_ids[index]), "net%u", index);
-    config.name = m->net_ids[index];
-    return nat_create(&m->nats[index], m->loop, &config);
+    return uplink_create(&m->uplinks[index], m->loop, m->net_ids[index], &net->uplink,
+                         net->mac.bytes);
 }
 
 static int build_net(struct machine *m, unsigned index)
@@ -309,7 +309,7 @@ static int build_net(struct machine *m, unsigned index)
     struct virtio_net_options options = {0};
     struct virtio_device *vdev;
     struct net_port *port;
-    int err = build_nat(m, index);
+    int err = build_uplink(m, index);
 
     if (err)
         return err;
@@ -317,7 +317,7 @@ static int build_net(struct machine *m, unsigned index)
     err = virtio_net_create(&vdev, &m->env, m->net_ids[index], &options, &port);
     if (err)
         return err;
-    net_port_connect(port, nat_port(m->nats[index]));
+    net_port_connect(port, uplink_port(m->uplinks[index]));
     return add_virtio(m, vdev);
 }
 
@@ -586,7 +586,7 @@ void machine_destroy(struct machine *m)
     while (m->n_devices > 0)
         device_destroy(m->devices[--m->n_devices]);
     for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
-        nat_destroy(m->nats[i]);
+        uplink_destroy(m->uplinks[i]);
     chardev_destroy(m->virtio_console);
     chardev_destroy(m->serial);
     bus_destroy(m->mmio);

@@ -7,7 +7,6 @@
  */
 #include "vmm/machine_config.h"
 
-#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stddef.h>
@@ -16,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "net/uplink_options.h"
 #include "vmm/control.h"
 #include "vmm/util/log.h"
 
@@ -39,8 +39,10 @@ void machine_config_fini(struct machine_config *config)
         free(config->disks[i].path);
         free(config->disks[i].serial);
     }
-    for (unsigned i = 0; i < config->n_nets; i++)
+    for (unsigned i = 0; i < config->n_nets; i++) {
         free(config->nets[i].text);
+        uplink_config_fini(&config->nets[i].uplink);
+    }
     free(config->name);
     free(config->kernel);
     free(config->initrd);
@@ -145,77 +147,39 @@ int machine_config_add_disk(struct machine_config *config, const char *text)
 
 /* ---- --net ---- */
 
-static int parse_forward(const struct option_key *key, const char *text, void *field)
-{
-    struct net_options *net = field;
-    struct net_forward forward;
-    int error = net_forward_parse(&forward, text);
-
-    (void)key;
-    if (error < 0)
-        return error;
-    if (net->n_forwards == MACHINE_MAX_FORWARDS)
-        return -ENOSPC;
-    net->forwards[net->n_forwards++] = forward;
-    return 0;
-}
-
-static int parse_subnet(const struct option_key *key, const char *text, void *field)
-{
-    struct nat_config *nat = field;
-
-    (void)key;
-    return nat_subnet_parse(text, &nat->network, &nat->prefix);
-}
-
-static int parse_address(const struct option_key *key, const char *text, void *field)
-{
-    struct in_addr address;
-
-    (void)key;
-    if (inet_pton(AF_INET, text, &address) != 1 || address.s_addr == INADDR_ANY)
-        return -EINVAL;
-    *(struct in_addr *)field = address;
-    return 0;
-}
-
-static const struct option_choice net_kinds[] = {{"nat", NET_NAT}, {0}};
-
 static const struct option_key net_keys[] = {
-    {.name = "mode",
+    {.name = "kind",
      .parse = option_parse_choice,
-     .offset = offsetof(struct net_options, kind),
-     .choices = net_kinds,
+     .offset = offsetof(struct net_options, uplink.kind),
+     .choices = uplink_kinds,
      .expects = "nat or none",
      .required = true},
-    {.name = "forward",
-     .parse = parse_forward,
-     .expects = NET_FORWARD_EXPECTS,
-     .repeatable = true},
     {.name = "mac",
      .parse = option_parse_mac,
      .offset = offsetof(struct net_options, mac)},
-    {.name = "subnet",
-     .parse = parse_subnet,
-     .offset = offsetof(struct net_options, nat),
-     .expects = "a network such as 192.168.76.0/24, of 8 to 27 bits,"},
-    {.name = "dns",
-     .parse = parse_address,
-     .offset = offsetof(struct net_options, nat.dns),
-     .expects = "an IPv4 address"},
-    {.name = "ipv6",
-     .parse = option_parse_bool,
-     .offset = offsetof(struct net_options, nat.ipv6)},
-    {.name = "restricted",
-     .parse = option_parse_bool,
-     .offset = offsetof(struct net_options, nat.restricted)},
+    UPLINK_KEYS(struct net_options, uplink),
     {0},
 };
+
+/* Whether each key that came goes with the mode. */
+static int check_net_keys(const struct net_options *net, uint64_t seen)
+{
+    for (unsigned i = 0; net_keys[i].name; i++) {
+        if (!(seen & 1ull << i) || uplink_key_applies(&net->uplink, net_keys[i].name))
+            continue;
+        log_error("--net: %s= does not go together with %s", net_keys[i].name,
+                  uplink_mode_name(&net->uplink));
+        return -EINVAL;
+    }
+    return uplink_config_check("--net", &net->uplink);
+}
 
 int machine_config_add_net(struct machine_config *config, const char *text)
 {
     bool none = strcmp(text, "none") == 0;
     struct net_options *net;
+    uint64_t seen;
+    int error;
 
     if ((none && config->n_nets > 0) || config->no_net) {
         log_error("--net: 'none' does not go together with another --net");
@@ -231,11 +195,12 @@ int machine_config_add_net(struct machine_config *config, const char *text)
         return -ENOSPC;
     }
     net = &config->nets[config->n_nets++];
-    nat_config_init(&net->nat);
+    uplink_config_init(&net->uplink);
     net->text = strdup(text);
     if (!net->text)
         return -ENOMEM;
-    return options_parse_list("--net", text, net_keys, net);
+    error = options_parse_list_seen("--net", text, net_keys, net, &seen);
+    return error < 0 ? error : check_net_keys(net, seen);
 }
 
 /* ---- the whole ---- */
@@ -290,8 +255,6 @@ static int finish_nets(struct machine_config *config)
     for (unsigned i = 0; i < config->n_nets; i++) {
         struct net_options *net = &config->nets[i];
 
-        net->nat.forwards = net->forwards;
-        net->nat.n_forwards = net->n_forwards;
         if (!net->mac.given)
             net->mac = default_mac(config->name, i);
         if (mac_taken(config, i)) {

@@ -11,14 +11,12 @@
 #include <stdint.h>
 
 #include "firmware/kernel.h"
-#include "net/forward.h"
-#include "net/nat.h"
+#include "net/uplink.h"
 #include "vmm/util/options.h"
 
 /* A NIC takes a PCI slot, as does a disk; bus 0 has 32. */
 #define MACHINE_MAX_DISKS 16
 #define MACHINE_MAX_NETS 8
-#define MACHINE_MAX_FORWARDS 32
 #define MACHINE_MAX_CPUS 4096 /* what an option may ask for; KVM's own limit is lower */
 #define MACHINE_MIN_MEMORY (32 * MIB)
 
@@ -35,15 +33,10 @@ struct disk_options {
     char *serial; /* NULL: none given; at most 20 bytes (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID) */
 };
 
-enum net_kind { NET_NAT };
-
 struct net_options {
     char *text; /* as it was given */
-    enum net_kind kind;
     struct option_mac mac; /* always given after machine_config_finish() */
-    struct nat_config nat; /* NET_NAT; its name is for the machine's builder to set */
-    struct net_forward forwards[MACHINE_MAX_FORWARDS];
-    unsigned n_forwards;
+    struct uplink_config uplink;
 };
 
 /* Where the guest's console is: the terminal, or standard input and output, by way of ... */

@@ -30,7 +30,8 @@ static json_t *describe_nets(const struct machine_config *config)
     for (unsigned i = 0; i < config->n_nets; i++) {
         const uint8_t *mac = config->nets[i].mac.bytes;
 
-        json_array_append_new(nets, json_pack("{s:s, s:o}", "mode", "nat", "mac",
+        json_array_append_new(nets, json_pack("{s:s, s:o}", "mode",
+                                              uplink_mode_name(&config->nets[i].uplink), "mac",
                                               json_sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0],
                                                            mac[1], mac[2], mac[3], mac[4],
                                                            mac[5])));

@@ -14,10 +14,10 @@
 
 struct chardev;
 struct kernel_image;
-struct nat;
 struct pci_bus;
 struct snapshot;
 struct stream_reader;
+struct uplink;
 struct vcpus;
 struct vm;
 
@@ -43,7 +43,7 @@ struct machine {
     struct device *devices[MACHINE_MAX_DEVICES];
     unsigned n_devices;
     char net_ids[MACHINE_MAX_NETS][16];
-    struct nat *nats[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
+    struct uplink *uplinks[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
     struct vcpus *vcpus;
 
     /* Borrowed from devices[]. */

@@ -4,6 +4,7 @@
  */
 #include <string.h>
 
+#include "net/nat.h"
 #include "tests/fuzz/fuzz.h"
 #include "vmm/machine_config.h"
 #include "vmm/util/log.h"
@@ -34,12 +35,15 @@ static void check_disk(const struct disk_options *disk)
 
 static void check_net(const struct net_options *net)
 {
-    FUZZ_CHECK(net->kind == NET_NAT);
-    FUZZ_CHECK(net->n_forwards <= MACHINE_MAX_FORWARDS);
-    for (unsigned i = 0; i < net->n_forwards; i++)
-        FUZZ_CHECK(net->forwards[i].host_port > 0 && net->forwards[i].guest_port > 0);
+    const struct uplink_config *uplink = &net->uplink;
+
+    FUZZ_CHECK(*uplink_mode_name(uplink));
+    FUZZ_CHECK(uplink->n_forwards <= UPLINK_MAX_FORWARDS);
+    for (unsigned i = 0; i < uplink->n_forwards; i++)
+        FUZZ_CHECK(uplink->forwards[i].host_port > 0 && uplink->forwards[i].guest_port > 0);
     FUZZ_CHECK(!net->mac.given || !(net->mac.bytes[0] & 1));
-    FUZZ_CHECK(net->nat.prefix >= NAT_MIN_PREFIX && net->nat.prefix <= NAT_MAX_PREFIX);
+    FUZZ_CHECK(uplink->network.s_addr == INADDR_ANY ||
+               (uplink->prefix >= NAT_MIN_PREFIX && uplink->prefix <= NAT_MAX_PREFIX));
 }
 
 /* Whether the text was taken; a line was logged if and only if it was not. */

@@ -150,7 +150,7 @@ Test(machine_config, one_address_on_two_cards_is_refused)
 
 Test(machine_config, what_nat_is_told_reaches_it)
 {
-    const struct nat_config *nat = &config.nets[0].nat;
+    const struct uplink_config *nat = &config.nets[0].uplink;
 
     cr_assert_eq(machine_config_add_net(&config, "nat,subnet=192.168.76.0/24,dns=9.9.9.9,ipv6=off,"
                                                  "restricted=on,forward=udp:0.0.0.0:53-:5353"), 0);

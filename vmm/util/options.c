@@ -15,7 +15,7 @@
 
 #include "vmm/util/log.h"
 
-#define LIST_MAX_KEYS 32
+#define LIST_MAX_KEYS 64
 
 /* ---- single values ---- */
 
@@ -305,12 +305,12 @@ static void log_unknown(const char *where, const char *name, const struct option
 
 /* One item of a list. `seen` has a bit for each key that came. */
 static int parse_item(const char *where, char *item, bool first, const struct option_key *keys,
-                      uint32_t *seen, void *object)
+                      uint64_t *seen, void *object)
 {
     char *equals = find_equals(item);
     const struct option_key *key = keys;
     const char *value = item;
-    uint32_t bit;
+    uint64_t bit;
     int error;
 
     if (equals) {
@@ -325,7 +325,7 @@ static int parse_item(const char *where, char *item, bool first, const struct op
         log_error("%s: '%s' is not valid: KEY=VALUE was expected", where, item);
         return -EINVAL;
     }
-    bit = 1u << (key - keys);
+    bit = 1ull << (key - keys);
     if (*seen & bit && !key->repeatable) {
         log_error("%s: %s was given twice", where, key->name);
         return -EINVAL;
@@ -338,8 +338,15 @@ static int parse_item(const char *where, char *item, bool first, const struct op
 int options_parse_list(const char *where, const char *text, const struct option_key *keys,
                        void *object)
 {
+    uint64_t seen;
+
+    return options_parse_list_seen(where, text, keys, object, &seen);
+}
+
+int options_parse_list_seen(const char *where, const char *text, const struct option_key *keys,
+                            void *object, uint64_t *seen)
+{
     char *copy = strdup(text), *rest = copy, *item;
-    uint32_t seen = 0;
     bool first = true;
     int error = 0;
 
@@ -347,13 +354,14 @@ int options_parse_list(const char *where, const char *text, const struct option_
         log_error("%s: out of memory", where);
         return -ENOMEM;
     }
+    *seen = 0;
     while (error == 0 && (item = next_item(&rest)) != NULL) {
-        error = parse_item(where, item, first, keys, &seen, object);
+        error = parse_item(where, item, first, keys, seen, object);
         first = false;
     }
     free(copy);
     for (unsigned i = 0; error == 0 && i < LIST_MAX_KEYS && keys[i].name; i++) {
-        if (keys[i].required && !(seen & 1u << i)) {
+        if (keys[i].required && !(*seen & 1ull << i)) {
             log_error("%s: '%s' lacks %s=", where, text, keys[i].name);
             error = -EINVAL;
         }

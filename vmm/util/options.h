@@ -75,12 +75,15 @@ int option_set(const char *where, const struct option_key *key, const char *text
 /*
  * Reads a list "VALUE,KEY=VALUE,...". The first item may leave out its key, which is then keys[0];
  * an item is taken to have a key when letters, digits, '-' and '_' stand before its first '='. Two
- * commas stand for one comma of a value. The table ends with a NULL name, has at most 32 keys.
+ * commas stand for one comma of a value. The table ends with a NULL name, has at most 64 keys.
+ * *seen is set to a bit for each key that came, 1 << 0 for keys[0].
  * Errors, logged: -EINVAL (unknown, repeated, missing key; value that does not parse), -ENOMEM,
  * -ENOSPC. On error `object` holds what was read so far, and is still its owner's to free.
  */
 int options_parse_list(const char *where, const char *text, const struct option_key *keys,
                        void *object);
+int options_parse_list_seen(const char *where, const char *text, const struct option_key *keys,
+                            void *object, uint64_t *seen);
 
 /* "512M", "1536K", "12 bytes": the largest unit that loses nothing. */
 #define OPTION_SIZE_MAX 32
