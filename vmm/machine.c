@@ -29,6 +29,7 @@
 #include "vmm/probe.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
+#include "vmm/util/loop_thread.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
 
@@ -137,15 +138,27 @@ void machine_kill(struct machine *m)
 
 /* ---- building ---- */
 
-int machine_add_device(struct machine *m, struct device *dev)
+static int destroy_device(void *dev)
+{
+    device_destroy(dev);
+    return 0;
+}
+
+int machine_add_device_on(struct machine *m, struct device *dev, struct loop_thread *thread)
 {
     if (m->n_devices == MACHINE_MAX_DEVICES) {
         log_error("more than %u devices", MACHINE_MAX_DEVICES);
-        device_destroy(dev);
+        loop_thread_call(thread, destroy_device, dev);
         return -ENOSPC;
     }
+    m->device_threads[m->n_devices] = thread;
     m->devices[m->n_devices++] = dev;
     return 0;
+}
+
+int machine_add_device(struct machine *m, struct device *dev)
+{
+    return machine_add_device_on(m, dev, NULL);
 }
 
 static int build_memory(struct machine *m)
@@ -418,24 +431,77 @@ int machine_restore(struct machine **out, struct process *process,
 
 /* ---- running ---- */
 
-static bool all_idle(void *arg)
-{
-    struct machine *m = arg;
-    bool busy = false;
+struct device_work {
+    struct machine *m;
+    unsigned index;
+    int (*work)(struct device *dev, void *arg);
+    void *arg;
+};
 
-    device_lock(&m->env);
-    for (unsigned i = 0; !busy && i < m->n_devices; i++)
-        busy = device_busy(m->devices[i]);
-    device_unlock(&m->env);
+static int do_device_work(void *arg)
+{
+    const struct device_work *w = arg;
+    int result;
+
+    device_lock(&w->m->env);
+    result = w->work(w->m->devices[w->index], w->arg);
+    device_unlock(&w->m->env);
+    return result;
+}
+
+int machine_on_device(struct machine *m, unsigned index,
+                      int (*work)(struct device *dev, void *arg), void *arg)
+{
+    struct device_work w = {.m = m, .index = index, .work = work, .arg = arg};
+
+    return loop_thread_call(m->device_threads[index], do_device_work, &w);
+}
+
+static int act(struct device *dev, void *arg)
+{
+    void (*const *action)(struct device *dev) = arg;
+
+    (*action)(dev);
+    return 0;
+}
+
+static void for_each_device(struct machine *m, void (*action)(struct device *dev))
+{
+    for (unsigned i = 0; i < m->n_devices; i++)
+        machine_on_device(m, i, act, &action);
+}
+
+static bool is_idle(void *arg)
+{
+    const struct device_work *w = arg;
+    bool busy;
+
+    device_lock(&w->m->env);
+    busy = device_busy(w->m->devices[w->index]);
+    device_unlock(&w->m->env);
     return !busy;
 }
 
-static void for_each_device(struct machine *m, void (*act)(struct device *dev))
+/* On the thread of a device. */
+static int await_idle(void *arg)
 {
-    device_lock(&m->env);
-    for (unsigned i = 0; i < m->n_devices; i++)
-        act(m->devices[i]);
-    device_unlock(&m->env);
+    const struct device_work *w = arg;
+
+    return loop_run_until(loop_thread_loop(w->m->device_threads[w->index]), is_idle, arg, 0);
+}
+
+/* The devices on the process's loop. */
+static bool all_idle(void *arg)
+{
+    struct machine *m = arg;
+    bool idle = true;
+
+    for (unsigned i = 0; idle && i < m->n_devices; i++) {
+        struct device_work w = {.m = m, .index = i};
+
+        idle = m->device_threads[i] || is_idle(&w);
+    }
+    return idle;
 }
 
 int machine_wait(struct machine *m, bool (*ready)(void *arg), void *arg)
@@ -453,6 +519,13 @@ int machine_wait(struct machine *m, bool (*ready)(void *arg), void *arg)
 static int quiesce_devices(struct machine *m)
 {
     for_each_device(m, device_pause);
+    for (unsigned i = 0; i < m->n_devices; i++) {
+        struct device_work w = {.m = m, .index = i};
+        int err = m->device_threads[i] ? loop_thread_call(m->device_threads[i], await_idle, &w) : 0;
+
+        if (err)
+            return err;
+    }
     return machine_wait(m, all_idle, m);
 }
 
@@ -583,8 +656,10 @@ void machine_destroy(struct machine *m)
         (void)quiesce_devices(m);
     (void)chardev_drain(m->virtio_console, DRAIN_NS);
     (void)chardev_drain(m->serial, DRAIN_NS);
-    while (m->n_devices > 0)
-        device_destroy(m->devices[--m->n_devices]);
+    while (m->n_devices > 0) {
+        m->n_devices--;
+        loop_thread_call(m->device_threads[m->n_devices], destroy_device, m->devices[m->n_devices]);
+    }
     for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
         uplink_destroy(m->uplinks[i]);
     chardev_destroy(m->virtio_console);

@@ -14,6 +14,7 @@
 
 struct chardev;
 struct kernel_image;
+struct loop_thread;
 struct pci_bus;
 struct snapshot;
 struct stream_reader;
@@ -41,6 +42,8 @@ struct machine {
     struct chardev *serial;         /* the UART's back end */
     struct chardev *virtio_console; /* or NULL */
     struct device *devices[MACHINE_MAX_DEVICES];
+    /* Borrowed: the thread whose loop a device is on; NULL: the process's loop. */
+    struct loop_thread *device_threads[MACHINE_MAX_DEVICES];
     unsigned n_devices;
     char net_ids[MACHINE_MAX_NETS][16];
     struct uplink *uplinks[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
@@ -69,8 +72,14 @@ struct machine {
     enum machine_outcome outcome;
 };
 
-/* Takes over a device that was created; it is destroyed in reverse order. -ENOSPC frees it. */
+/* Takes over a device that was created; it is destroyed in reverse order. -ENOSPC frees it. The
+ * second: one whose loop is a thread's, on which it was created. */
 int machine_add_device(struct machine *m, struct device *dev);
+int machine_add_device_on(struct machine *m, struct device *dev, struct loop_thread *thread);
+/* Runs work on the thread whose loop the device is on, with the device lock held; returns what it
+ * returned. Called without the lock, and not from a callback of that loop. */
+int machine_on_device(struct machine *m, unsigned index,
+                      int (*work)(struct device *dev, void *arg), void *arg);
 
 /* ---- for the process; not from a callback of the loop ---- */
 

@@ -157,6 +157,19 @@ static int missing(const struct machine *m, const char *what, const char *id)
     return -EBADMSG;
 }
 
+static int load_device(struct device *dev, void *arg)
+{
+    device_pause(dev);
+    return device_load(dev, arg);
+}
+
+static int resume_device(struct device *dev, void *arg)
+{
+    (void)arg;
+    device_resume(dev);
+    return 0;
+}
+
 static int load_devices(struct machine *m)
 {
     unsigned found = 0;
@@ -169,7 +182,6 @@ static int load_devices(struct machine *m)
                   m->n_devices);
         return -EBADMSG;
     }
-    device_lock(&m->env);
     for (unsigned i = 0; !err && i < m->n_devices; i++) {
         const struct snapshot_section *s =
             snapshot_find(m->snapshot, STREAM_DEVICE, m->devices[i]->id);
@@ -180,13 +192,11 @@ static int load_devices(struct machine *m)
             break;
         }
         in = (struct state_reader){.data = s->payload, .length = s->head.length};
-        device_pause(m->devices[i]);
-        err = device_load(m->devices[i], &in);
+        err = machine_on_device(m, i, load_device, &in);
     }
     /* Resuming looks at every queue: a notification may have been on its way. */
     for (unsigned i = 0; !err && i < m->n_devices; i++)
-        device_resume(m->devices[i]);
-    device_unlock(&m->env);
+        err = machine_on_device(m, i, resume_device, NULL);
     return err;
 }
 
