@@ -130,13 +130,14 @@ static void backlog_fini(struct nat_backlog *backlog)
     free(backlog->lengths);
 }
 
-static int send_bytes(struct nat *nat, const void *bytes, size_t length)
+/* Whether the guest's end took it. */
+static bool send_bytes(struct nat *nat, const void *bytes, size_t length)
 {
     const struct iovec whole = {(void *)bytes, length};
     const struct net_frame frame = {.iov = &whole, .iovcnt = 1, .length = length};
 
     nat->unflushed = true;
-    return net_port_send(&nat->port, &frame);
+    return net_port_send(&nat->port, &frame, 1) == 1;
 }
 
 static void hold_back(struct nat *nat, const void *bytes, size_t length)
@@ -145,7 +146,7 @@ static void hold_back(struct nat *nat, const void *bytes, size_t length)
     unsigned slot = (backlog->head + backlog->count) % backlog->n_slots;
 
     if (backlog->count == backlog->n_slots || length > backlog->slot_size) {
-        net_port_drop(&nat->port);
+        net_port_drop(&nat->port, 1);
         return;
     }
     memcpy(backlog->frames + slot * backlog->slot_size, bytes, length);
@@ -159,7 +160,7 @@ static ssize_t on_send_packet(const void *bytes, size_t length, void *opaque)
 
     if (length < NET_FRAME_MIN || length > NET_FRAME_MAX)
         return (ssize_t)length;
-    if (nat->backlog.count > 0 || send_bytes(nat, bytes, length) == -EAGAIN)
+    if (nat->backlog.count > 0 || !send_bytes(nat, bytes, length))
         hold_back(nat, bytes, length);
     return (ssize_t)length;
 }
@@ -180,7 +181,7 @@ static void port_ready(struct net_port *port)
     while (backlog->count > 0) {
         const uint8_t *bytes = backlog->frames + backlog->head * backlog->slot_size;
 
-        if (send_bytes(nat, bytes, backlog->lengths[backlog->head]) == -EAGAIN)
+        if (!send_bytes(nat, bytes, backlog->lengths[backlog->head]))
             break;
         backlog->head = (backlog->head + 1) % backlog->n_slots;
         backlog->count--;
@@ -327,37 +328,49 @@ static void prepare(struct loop_hook *hook)
 
 /* ---- frames from the guest ---- */
 
-static int malformed(struct nat *nat, const char *what)
+static void malformed(struct nat *nat, const char *what)
 {
     nat->counters.malformed++;
     log_guest(&nat->log_rate, "%s: the guest sent a malformed frame: %s", nat->port.name, what);
-    return -EINVAL;
 }
 
-static int port_deliver(struct net_port *port, const struct net_frame *frame)
+/* Copies a frame and looks at it. Whether it is for the library. */
+static bool accept_frame(struct nat *nat, const struct net_frame *frame,
+                         struct nat_frame_kind *kind)
 {
-    struct nat *nat = (struct nat *)port;
-    struct nat_frame_kind kind;
-
-    if (frame->length < NET_FRAME_MIN || frame->length > nat->frame_max)
-        return malformed(nat, "its length is out of bounds");
-    if (frame->needs_csum || frame->gso_type)
-        return malformed(nat, "it asks for work that was not offered");
+    if (frame->length < NET_FRAME_MIN || frame->length > nat->frame_max) {
+        malformed(nat, "its length is out of bounds");
+        return false;
+    }
+    if (frame->needs_csum || frame->gso_type) {
+        malformed(nat, "it asks for work that was not offered");
+        return false;
+    }
     net_frame_copy(frame, nat->frame);
-    switch (nat_guard_check(nat->frame, frame->length, &kind)) {
+    switch (nat_guard_check(nat->frame, frame->length, kind)) {
     case NAT_PASS:
-        break;
+        return true;
     case NAT_IGNORE:
         nat->counters.ignored++;
-        return 0;
+        return false;
     case NAT_MALFORMED:
-        return malformed(nat, "its headers contradict its length");
+        malformed(nat, "its headers contradict its length");
+        return false;
     }
+    return false;
+}
+
+static void take_frame(struct nat *nat, const struct net_frame *frame)
+{
+    struct nat_frame_kind kind;
+
+    if (!accept_frame(nat, frame, &kind))
+        return;
     if (kind.opens_flow && full(nat)) {
         nat->counters.refused++;
         log_guest(&nat->log_rate, "%s: the guest has %u connections open; further ones are refused",
-                  port->name, nat->polls.open);
-        return 0;
+                  nat->port.name, nat->polls.open);
+        return;
     }
     set_clock(nat);
     if (kind.fragment)
@@ -365,7 +378,13 @@ static int port_deliver(struct net_port *port, const struct net_frame *frame)
     nat->active = true;
     nat->asked = false;
     nat->api.slirp_input(nat->slirp, nat->frame, (int)kind.length);
-    return 0;
+}
+
+static unsigned port_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        take_frame((struct nat *)port, &frames[i]);
+    return n;
 }
 
 /* The guest's run of frames is over, and so is that of the answers. */

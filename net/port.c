@@ -7,7 +7,6 @@
 #include "net/port.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <string.h>
 
 void net_port_connect(struct net_port *a, struct net_port *b)
@@ -15,6 +14,10 @@ void net_port_connect(struct net_port *a, struct net_port *b)
     assert(a != b && !a->peer && !b->peer);
     a->peer = b;
     b->peer = a;
+    if (a->ops->plugged)
+        a->ops->plugged(a);
+    if (b->ops->plugged)
+        b->ops->plugged(b);
 }
 
 void net_port_disconnect(struct net_port *port)
@@ -30,22 +33,21 @@ void net_port_disconnect(struct net_port *port)
         peer->ops->ready(peer);
 }
 
-int net_port_send(struct net_port *port, const struct net_frame *frame)
+unsigned net_port_send(struct net_port *port, const struct net_frame *frames, unsigned n)
 {
-    int result;
+    unsigned taken;
 
+    assert(n > 0 && n <= NET_BATCH);
     if (!port->peer) {
-        port->sent.dropped++;
-        return 0;
+        port->sent.dropped += n;
+        return n;
     }
-    result = port->peer->ops->deliver(port->peer, frame);
-    if (result == 0) {
-        port->sent.frames++;
-        port->sent.bytes += frame->length;
-    } else if (result != -EAGAIN) {
-        port->sent.dropped++;
-    }
-    return result;
+    taken = port->peer->ops->deliver(port->peer, frames, n);
+    assert(taken <= n);
+    port->sent.frames += taken;
+    for (unsigned i = 0; i < taken; i++)
+        port->sent.bytes += frames[i].length;
+    return taken;
 }
 
 void net_port_flush(struct net_port *port)
@@ -54,15 +56,21 @@ void net_port_flush(struct net_port *port)
         port->peer->ops->flush(port->peer);
 }
 
-void net_port_drop(struct net_port *port)
+void net_port_drop(struct net_port *port, unsigned n)
 {
-    port->sent.dropped++;
+    port->sent.dropped += n;
 }
 
 void net_port_ready(struct net_port *port)
 {
     if (port->peer && port->peer->ops->ready)
         port->peer->ops->ready(port->peer);
+}
+
+void net_port_tell_filter(struct net_port *port, const struct net_receive_filter *filter)
+{
+    if (port->peer && port->peer->ops->filter_changed)
+        port->peer->ops->filter_changed(port->peer, filter);
 }
 
 void net_frame_copy(const struct net_frame *frame, void *buf)

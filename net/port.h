@@ -1,22 +1,27 @@
 /*
- * Ports: where Ethernet frames enter and leave. A NIC of a guest and a backend such as user-mode
- * NAT are each one end of a wire; the switch will be what many of them plug into.
+ * Ports: where Ethernet frames enter and leave. A NIC of a guest, a backend such as user-mode NAT, a
+ * place on a switch are each one end of a wire. Frames cross it in batches.
  *
- * Threads: all of it on the event loop's thread. No allocation on the way of a frame.
+ * Threads: all of it on one event loop's thread, that of both ends; `accepts` may be written by any.
+ * No allocation on the way of a frame.
  */
 #ifndef FERRY_NET_PORT_H
 #define FERRY_NET_PORT_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
 struct net_port;
+struct net_receive_filter;
 
 /* The longest frame without offloads: 65535 bytes of IP in an Ethernet header with one tag. */
 #define NET_FRAME_MAX (65535 + 14 + 4)
 #define NET_FRAME_MIN 14
+/* Frames that cross a wire at a time, at most. */
+#define NET_BATCH 64
 
 /*
  * A frame in flight, without preamble and FCS, whole, in pieces of memory that the sender owns and
@@ -27,27 +32,46 @@ struct net_frame {
     const struct iovec *iov;
     unsigned iovcnt;
     size_t length; /* sum of the pieces: NET_FRAME_MIN..NET_FRAME_MAX */
-    /* Offload metadata as struct virtio_net_hdr fields (virtio 1.2 §5.1.6); 0: plain frame. */
+    /* Offload metadata as struct virtio_net_hdr fields (virtio 1.2 §5.1.6); 0: plain frame. What
+     * goes with it to a receiver is what that one accepts(), see net_port_send(). */
     bool needs_csum;
-    uint16_t csum_start, csum_offset;
+    bool csum_valid; /* whoever sent it has checked the checksum (VIRTIO_NET_HDR_F_DATA_VALID) */
     uint8_t gso_type;
+    uint16_t csum_start, csum_offset;
     uint16_t gso_size, hdr_len;
+};
+
+/* What a port can take in deliver(), as bits of `accepts`. */
+enum net_offload {
+    NET_OFFLOAD_CSUM = 1u << 0,    /* needs_csum; those below presume it */
+    NET_OFFLOAD_TSO4 = 1u << 1,
+    NET_OFFLOAD_TSO6 = 1u << 2,
+    NET_OFFLOAD_TSO_ECN = 1u << 3, /* TSO of segments with CWR set; presumes one of the two */
+    NET_OFFLOAD_USO4 = 1u << 4,
+    NET_OFFLOAD_USO6 = 1u << 5,
 };
 
 struct net_port_ops {
     /*
-     * A frame arrives at this end from its peer. 0: taken (copied). -EAGAIN: no room; the peer
-     * drops it, counts it, or holds it back until ready() is called on it. -EINVAL: malformed.
-     * Never blocks. The frame stays the caller's. Called with no lock held, so that it may take
+     * Frames arrive at this end from its peer, 1 to NET_BATCH of them. Returns how many were taken
+     * (copied), from the first on; those after it found no room: the peer drops them, counts them,
+     * or holds them back until ready() is called on it. A malformed one, or one that needs what
+     * this end does not accept, counts as taken; the receiver counts it as dropped.
+     * Never blocks. The frames stay the caller's. Called with no lock held, so that it may take
      * the device lock; and while it runs, it does not send on the same wire but for an answer
      * whose receipt sends nothing.
      */
-    int (*deliver)(struct net_port *port, const struct net_frame *frame);
-    /* The peer has, for now, delivered all that it had: time for what is worth doing once a batch,
+    unsigned (*deliver)(struct net_port *port, const struct net_frame *frames, unsigned n);
+    /* The peer has, for now, delivered all that it had: time for what is worth doing once a run,
      * such as an interrupt. A receiver may count on it after each run of deliver(). May be NULL. */
     void (*flush)(struct net_port *port);
-    /* The peer, having refused a frame with -EAGAIN, has room again. May be NULL. */
+    /* The peer, having refused a frame, has room again. May be NULL. */
     void (*ready)(struct net_port *port);
+    /* What the peer wants to receive from now on, so that nothing is to be learnt about a guest.
+     * `filter` is borrowed during the call. May be NULL. */
+    void (*filter_changed)(struct net_port *port, const struct net_receive_filter *filter);
+    /* This end was plugged into a peer: time to tell it the filter. May be NULL. */
+    void (*plugged)(struct net_port *port);
 };
 
 struct net_port_counters {
@@ -59,6 +83,8 @@ struct net_port {
     const struct net_port_ops *ops;
     struct net_port *peer;             /* borrowed; NULL: unplugged */
     const char *name;                  /* for messages */
+    /* NET_OFFLOAD_ bits, its owner's to set, at any time: a frame may arrive that was sent before. */
+    _Atomic uint32_t accepts;
     struct net_port_counters sent;     /* from this end to its peer */
 };
 
@@ -67,15 +93,25 @@ struct net_port {
 void net_port_connect(struct net_port *a, struct net_port *b);
 void net_port_disconnect(struct net_port *port);
 
-/* Sends to the peer, counting. Result as deliver(); 0 and counted as dropped when unplugged. A frame
- * refused with -EAGAIN is not counted: it is dropped or sent again as the caller likes. */
-int net_port_send(struct net_port *port, const struct net_frame *frame);
+/*
+ * Sends n frames (NET_BATCH at most) to the peer and counts those that it took. Returns how many
+ * those were, as deliver(); all of them, and counted as dropped, when unplugged. A refused frame is
+ * not counted: it is dropped or sent again as the caller likes.
+ */
+unsigned net_port_send(struct net_port *port, const struct net_frame *frames, unsigned n);
 /* Ends a run of net_port_send(). Not to be forgotten: the receiver may wait for it. */
 void net_port_flush(struct net_port *port);
-/* Counts a frame as dropped that was not sent, or was refused with -EAGAIN. */
-void net_port_drop(struct net_port *port);
+/* Counts n frames as dropped that were not sent, or were refused. */
+void net_port_drop(struct net_port *port, unsigned n);
 /* Tells the peer that this end has room again. */
 void net_port_ready(struct net_port *port);
+/* Tells the peer what this end wants to receive. */
+void net_port_tell_filter(struct net_port *port, const struct net_receive_filter *filter);
+
+static inline uint32_t net_port_accepts(const struct net_port *port)
+{
+    return atomic_load_explicit(&port->accepts, memory_order_relaxed);
+}
 
 /* Copies the frame's bytes into buf of at least frame->length bytes. */
 void net_frame_copy(const struct net_frame *frame, void *buf);

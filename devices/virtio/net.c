@@ -6,12 +6,15 @@
  * and its sender told when there are more; kicks of the receive queue are wanted only meanwhile.
  * The interrupt waits for the peer's flush().
  *
- * Transmitting: a frame goes to the peer as it lies in guest memory. The device lock is not held
- * while the peer has it, because the peer may answer at once, into deliver(), and may take its time
- * (system calls). In that window a vCPU may reset the device: `sending` keeps the reset from being
- * complete (§2.4.1), and the generation tells afterwards. A frame the peer refuses goes back into
+ * Transmitting: a batch of frames goes to the peer as they lie in guest memory. The device lock is
+ * not held while the peer has them, because the peer may answer at once, into deliver(), and may take
+ * its time (system calls). In that window a vCPU may reset the device: `sending` keeps the reset from
+ * being complete (§2.4.1), and the generation tells afterwards. Frames the peer refuses go back into
  * the queue, which then rests until the peer's ready(). A driver that never stops sending is
  * interrupted every TX_BUDGET frames for the loop's other work.
+ *
+ * The peer is told what the driver wants to receive by a call of the loop's, since what changes it
+ * happens under the device lock, a reset even on a vCPU's thread.
  *
  * Headers of frames from the driver are not read: no feature was offered that gives them a
  * meaning. Of the guest only lengths are trusted after they were checked; the engine has checked
@@ -40,6 +43,7 @@ enum { RX, TX, CTRL, N_QUEUES };
 #define CTRL_QUEUE_SIZE 64
 
 #define TX_BUDGET 256u   /* frames sent before the loop has its turn */
+#define RX_BYTES (256u << 10) /* copied under one taking of the lock, about */
 #define CTRL_BUDGET 64u  /* commands, likewise */
 
 #define ETHER_HEADER 14u
@@ -59,15 +63,30 @@ struct config_space {
 } __attribute__((packed));
 _Static_assert(sizeof(struct config_space) == 12, "virtio 1.2 §5.1.4");
 
+/* Chains that were taken from a transmit queue, in its order, with room for their pieces. */
+struct sending {
+    struct virtqueue_chain pool;      /* all the room there is; owned */
+    struct {
+        uint16_t head;
+        int frame;                    /* its place in frames; -1: the chain holds none */
+    } chains[NET_BATCH];
+    unsigned n_chains;
+    struct net_frame frames[NET_BATCH];
+    unsigned n_frames;
+};
+/* The next chain must find room, however long it is. */
+#define POOL_PIECES (2 * VIRTQUEUE_MAX_PIECES)
+
 struct virtio_net {
     struct virtio_device vdev;
     struct net_port port;
     uint8_t mac[6];                /* as created */
     uint16_t mtu;                  /* 0: not offered */
     bool link_up;
-    struct net_filter filter;
-    struct virtqueue_chain sent;   /* the one being transmitted */
-    struct virtqueue_chain taken;  /* the one being received into, or a command */
+    struct net_receive_filter filter;
+    struct sending batch;          /* what is being transmitted */
+    struct virtqueue_chain taken;  /* the chain being received into, or a command */
+    struct loop_call tell;         /* the peer is to be told the filter */
     bool sending;                  /* the lock may be dropped for the peer's sake */
     bool blocked;                  /* the peer refused a frame and will say when it has room */
     bool starved;                  /* a frame of the peer's was refused */
@@ -291,7 +310,7 @@ static bool is_wanted(const struct virtio_net *net, const struct net_frame *fram
     if (!virtio_has(&net->vdev, VIRTIO_NET_F_CTRL_RX))
         return true;
     read_frame(&reader, to, sizeof(to));
-    return net_filter_wants(&net->filter, to);
+    return net_receive_filter_wants(&net->filter, to);
 }
 
 static void notify_receiver(struct virtio_net *net)
@@ -301,60 +320,79 @@ static void notify_receiver(struct virtio_net *net)
 }
 
 /* The frame stays with its sender until feed(). */
-static int refuse(struct virtio_net *net)
+static bool refuse(struct virtio_net *net)
 {
     net->starved = true;
     /* The driver makes room only when it knows of what it has. */
     notify_receiver(net);
-    return -EAGAIN;
+    return false;
 }
 
-static int receive(struct virtio_net *net, const struct net_frame *frame)
+/* Counts what cannot be a frame for this card: its sender should not have sent it. */
+static bool malformed(struct virtio_net *net, const struct net_frame *frame)
+{
+    if (frame->length >= NET_FRAME_MIN && frame->length <= NET_FRAME_MAX && !frame->needs_csum &&
+        !frame->gso_type)
+        return false;
+    net->counters.malformed++;
+    return true;
+}
+
+/* Whether the frame was taken, be it to be dropped. */
+static bool receive(struct virtio_net *net, const struct net_frame *frame)
 {
     struct virtio_device *vdev = &net->vdev;
 
+    if (malformed(net, frame))
+        return true;
     if (vdev->paused)
         return refuse(net);
     if (!virtio_device_live(vdev) || !vdev->queues[RX].st.enabled || !net->link_up) {
         net->counters.not_ready++;
-        return 0;
+        return true;
     }
     if (!is_wanted(net, frame)) {
         net->counters.filtered++;
-        return 0;
+        return true;
     }
     if (too_long(net, frame->length)) {
         net->counters.too_long++;
-        return 0;
+        return true;
     }
     virtqueue_disable_kicks(&vdev->queues[RX]);
     switch (place_frame(net, frame)) {
     case PLACED:
-        return 0;
+        return true;
     case NO_BUFFERS:
         return refuse(net);
     case DOES_NOT_FIT:
         net->counters.too_long++;
-        return 0;
+        return true;
     case BROKEN:
         net->counters.not_ready++;
-        return 0;
+        return true;
     }
-    return 0;
+    return true;
 }
 
-static int port_deliver(struct net_port *port, const struct net_frame *frame)
+static unsigned port_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
 {
     struct virtio_net *net = net_of_port(port);
-    int result;
+    size_t copied = 0;
+    unsigned taken = 0;
 
-    if (frame->length < NET_FRAME_MIN || frame->length > NET_FRAME_MAX || frame->needs_csum ||
-        frame->gso_type)
-        return -EINVAL;
     device_lock(net->vdev.env);
-    result = receive(net, frame);
+    while (taken < n && receive(net, &frames[taken])) {
+        copied += frames[taken++].length;
+        if (copied < RX_BYTES)
+            continue;
+        /* A vCPU that wants a register does not wait for megabytes. */
+        device_unlock(net->vdev.env);
+        device_lock(net->vdev.env);
+        copied = 0;
+    }
     device_unlock(net->vdev.env);
-    return result;
+    return taken;
 }
 
 static void port_flush(struct net_port *port)
@@ -400,35 +438,90 @@ static bool find_frame(struct virtqueue_chain *chain, struct net_frame *frame)
     return true;
 }
 
-/* Sends the frame of net->sent, with the lock let go meanwhile, and returns its buffer; false when
- * the queue is not to be looked at any more. */
-static bool send_frame(struct virtio_net *net)
+static void add_chain(struct virtio_net *net, struct virtqueue_chain *chain)
+{
+    struct sending *batch = &net->batch;
+    int frame = -1;
+
+    if (find_frame(chain, &batch->frames[batch->n_frames])) {
+        frame = (int)batch->n_frames++;
+    } else {
+        net->counters.malformed++;
+        log_guest(&net->vdev.log_rate,
+                  "%s: the guest sent a buffer of %llu bytes, which is no frame", net->vdev.id,
+                  (unsigned long long)chain->readable_bytes);
+    }
+    batch->chains[batch->n_chains].head = chain->head;
+    batch->chains[batch->n_chains++].frame = frame;
+}
+
+/* Takes what waits in the queue, as far as there is room in the batch and `limit` allows. */
+static void collect(struct virtio_net *net, unsigned limit)
+{
+    struct virtqueue *vq = &net->vdev.queues[TX];
+    struct sending *batch = &net->batch;
+    unsigned pieces = 0;
+
+    batch->n_chains = 0;
+    batch->n_frames = 0;
+    while (batch->n_chains < limit && pieces + VIRTQUEUE_MAX_PIECES <= POOL_PIECES) {
+        struct virtqueue_chain chain = {
+            .iov = batch->pool.iov + pieces,
+            .gpa = batch->pool.gpa + pieces,
+            .capacity = POOL_PIECES - pieces,
+        };
+        int got = virtqueue_pop(vq, &chain);
+
+        if (got == 0 && batch->n_chains == 0 && virtqueue_enable_kicks(vq)) {
+            virtqueue_disable_kicks(vq);
+            got = virtqueue_pop(vq, &chain);
+        }
+        if (got < 0)
+            virtio_device_broken(&net->vdev, "its transmit queue is corrupt");
+        if (got <= 0)
+            return;
+        pieces += chain.n_readable + chain.n_writable;
+        add_chain(net, &chain);
+    }
+}
+
+/* Returns the buffers of the first `taken` frames, and puts those of the others back. */
+static void settle(struct virtio_net *net, unsigned taken)
+{
+    struct virtqueue *vq = &net->vdev.queues[TX];
+    struct sending *batch = &net->batch;
+    uint16_t done = 0;
+
+    while (done < batch->n_chains && batch->chains[done].frame < (int)taken) {
+        virtqueue_fill(vq, batch->chains[done].head, 0, done);
+        done++;
+    }
+    if (done > 0)
+        virtqueue_flush(vq, done);
+    for (unsigned i = done; i < batch->n_chains; i++)
+        virtqueue_unpop(vq);
+    net->blocked = done < batch->n_chains;
+}
+
+/* Sends the batch, with the lock let go meanwhile; false when the queue is not to be looked at any
+ * more. */
+static bool send_batch(struct virtio_net *net)
 {
     struct virtio_device *vdev = &net->vdev;
-    struct virtqueue *vq = &vdev->queues[TX];
+    struct sending *batch = &net->batch;
     uint32_t generation = vdev->generation;
-    struct net_frame frame;
-    int result = 0;
+    unsigned taken = batch->n_frames;
 
-    if (!find_frame(&net->sent, &frame)) {
-        net->counters.malformed++;
-        log_guest(&vdev->log_rate, "%s: the guest sent a buffer of %llu bytes, which is no frame",
-                  vdev->id, (unsigned long long)net->sent.readable_bytes);
-    } else if (net->link_up) {
+    if (batch->n_frames > 0 && net->link_up && virtio_device_live(vdev)) {
         device_unlock(vdev->env);
-        result = net_port_send(&net->port, &frame);
+        taken = net_port_send(&net->port, batch->frames, batch->n_frames);
         device_lock(vdev->env);
-        /* Reset, or broken by what came in: the chain is not this queue's any more. */
+        /* Reset, or broken by what came in: the chains are not this queue's any more. */
         if (vdev->generation != generation || !virtio_device_live(vdev))
             return false;
     }
-    if (result == -EAGAIN) {
-        virtqueue_unpop(vq);
-        net->blocked = true;
-        return false;
-    }
-    virtqueue_push_head(vq, net->sent.head, 0);
-    return true;
+    settle(net, taken);
+    return !net->blocked && virtio_device_live(vdev);
 }
 
 /* What is left is done after the loop looked at everything else. */
@@ -441,22 +534,18 @@ static void transmit(struct virtio_net *net)
 {
     struct virtqueue *vq = &net->vdev.queues[TX];
     unsigned budget = TX_BUDGET;
-    int got;
+    bool more;
 
     if (net->sending || net->blocked)
         return;
     net->sending = true;
     virtqueue_disable_kicks(vq);
     do {
-        got = virtqueue_pop(vq, &net->sent);
-        if (got == 0 && virtqueue_enable_kicks(vq)) {
-            virtqueue_disable_kicks(vq);
-            got = virtqueue_pop(vq, &net->sent);
-        }
-        if (got < 0)
-            virtio_device_broken(&net->vdev, "its transmit queue is corrupt");
-    } while (got > 0 && send_frame(net) && --budget > 0);
-    if (budget == 0)
+        collect(net, budget < NET_BATCH ? budget : NET_BATCH);
+        budget -= net->batch.n_chains;
+        more = net->batch.n_chains > 0 && send_batch(net);
+    } while (more && budget > 0);
+    if (more)
         leave_for_later(net);
     virtio_queue_notify(&net->vdev, vq);
     net->sending = false;
@@ -475,24 +564,65 @@ static void port_ready(struct net_port *port)
     device_unlock(net->vdev.env);
 }
 
+/* ---- telling the peer what is wanted ---- */
+
+static void tell_filter(struct virtio_net *net)
+{
+    struct net_receive_filter filter;
+
+    device_lock(net->vdev.env);
+    filter = net->filter;
+    /* Who cannot set the filter up is not filtered. */
+    if (!virtio_has(&net->vdev, VIRTIO_NET_F_CTRL_RX))
+        filter.promiscuous = filter.allmulti = true;
+    device_unlock(net->vdev.env);
+    net_port_tell_filter(&net->port, &filter);
+}
+
+static void on_tell(struct loop_call *call)
+{
+    tell_filter((struct virtio_net *)((char *)call - offsetof(struct virtio_net, tell)));
+}
+
+/* With the device lock held, on any thread. */
+static void filter_changed(struct virtio_net *net)
+{
+    loop_call(net->vdev.env->loop, &net->tell);
+}
+
+static void port_plugged(struct net_port *port)
+{
+    tell_filter(net_of_port(port));
+}
+
 static const struct net_port_ops port_ops = {
     .deliver = port_deliver,
     .flush = port_flush,
     .ready = port_ready,
+    .plugged = port_plugged,
 };
 
 /* ---- commands (§5.1.6.5) ---- */
 
 static uint8_t set_mode(struct virtio_net *net, const struct virtqueue_chain *chain, uint8_t mode)
 {
+    bool *const modes[] = {
+        [VIRTIO_NET_CTRL_RX_PROMISC] = &net->filter.promiscuous,
+        [VIRTIO_NET_CTRL_RX_ALLMULTI] = &net->filter.allmulti,
+        [VIRTIO_NET_CTRL_RX_ALLUNI] = &net->filter.alluni,
+        [VIRTIO_NET_CTRL_RX_NOMULTI] = &net->filter.nomulti,
+        [VIRTIO_NET_CTRL_RX_NOUNI] = &net->filter.nouni,
+        [VIRTIO_NET_CTRL_RX_NOBCAST] = &net->filter.nobcast,
+    };
     unsigned feature =
-        mode <= NET_FILTER_ALLMULTI ? VIRTIO_NET_F_CTRL_RX : VIRTIO_NET_F_CTRL_RX_EXTRA;
+        mode <= VIRTIO_NET_CTRL_RX_ALLMULTI ? VIRTIO_NET_F_CTRL_RX : VIRTIO_NET_F_CTRL_RX_EXTRA;
     uint8_t on;
 
-    if (mode >= NET_FILTER_MODES || !virtio_has(&net->vdev, feature) ||
+    if (mode >= sizeof(modes) / sizeof(modes[0]) || !virtio_has(&net->vdev, feature) ||
         virtqueue_read(chain, sizeof(struct virtio_net_ctrl_hdr), &on, 1) != 1)
         return VIRTIO_NET_ERR;
-    net->filter.modes[mode] = on != 0;
+    *modes[mode] = on != 0;
+    filter_changed(net);
     return VIRTIO_NET_OK;
 }
 
@@ -505,6 +635,7 @@ static uint8_t set_mac(struct virtio_net *net, const struct virtqueue_chain *cha
         net_mac_is_group(mac))
         return VIRTIO_NET_ERR;
     memcpy(net->filter.mac, mac, 6);
+    filter_changed(net);
     return VIRTIO_NET_OK;
 }
 
@@ -536,6 +667,7 @@ static uint8_t set_tables(struct virtio_net *net, const struct virtqueue_chain *
         return VIRTIO_NET_ERR;
     net->filter.unicast = unicast;
     net->filter.multicast = multicast;
+    filter_changed(net);
     return VIRTIO_NET_OK;
 }
 
@@ -628,6 +760,13 @@ static void reset(struct virtio_device *vdev)
     struct virtio_net *net = net_of(vdev);
 
     net_filter_reset(&net->filter, net->mac);
+    filter_changed(net);
+}
+
+/* Features are final: who cannot set the filter up is told of as wanting everything. */
+static void start(struct virtio_device *vdev)
+{
+    filter_changed(net_of(vdev));
 }
 
 static bool busy(const struct virtio_device *vdev)
@@ -639,7 +778,7 @@ static void state_get(void *object, void *to)
 {
     const struct virtio_net *net = object;
 
-    *(struct net_filter *)to = net->filter;
+    *(struct net_receive_filter *)to = net->filter;
 }
 
 static int state_check(void *object, const void *from)
@@ -656,7 +795,8 @@ static void state_set(void *object, const void *from)
 {
     struct virtio_net *net = object;
 
-    net->filter = *(const struct net_filter *)from;
+    net->filter = *(const struct net_receive_filter *)from;
+    filter_changed(net);
 }
 
 static bool state(struct virtio_device *vdev, struct state_part *part)
@@ -677,7 +817,8 @@ static void destroy(struct virtio_device *vdev)
 
     net_port_disconnect(&net->port);
     loop_timer_cancel(&net->more);
-    virtqueue_chain_fini(&net->sent);
+    loop_call_cancel(net->vdev.env->loop, &net->tell);
+    virtqueue_chain_fini(&net->batch.pool);
     virtqueue_chain_fini(&net->taken);
     virtio_device_fini(vdev);
     free(net);
@@ -689,6 +830,7 @@ static const struct virtio_class net_class = {
     .features = features,
     .config_size = sizeof(struct config_space),
     .config_read = config_read,
+    .start = start,
     .kicked = kicked,
     .reset = reset,
     .busy = busy,
@@ -725,7 +867,7 @@ int virtio_net_create(struct virtio_device **out, const struct device_env *env, 
         return -ENOMEM;
     error = virtio_device_init(&net->vdev, &net_class, env, id, N_QUEUES, sizes);
     if (!error)
-        error = virtqueue_chain_init(&net->sent, VIRTQUEUE_MAX_PIECES);
+        error = virtqueue_chain_init(&net->batch.pool, POOL_PIECES);
     if (!error)
         error = virtqueue_chain_init(&net->taken, VIRTQUEUE_MAX_PIECES);
     if (error) {
@@ -737,6 +879,7 @@ int virtio_net_create(struct virtio_device **out, const struct device_env *env, 
     net->link_up = true;
     net->port = (struct net_port){.ops = &port_ops, .name = net->vdev.id};
     net->more.expired = on_more;
+    net->tell.run = on_tell;
     net_filter_reset(&net->filter, net->mac);
     *out = &net->vdev;
     *port = &net->port;

@@ -24,12 +24,12 @@ struct virtio_net_options {
     uint16_t mtu;   /* told to the driver: VIRTIO_NET_MIN_MTU..VIRTIO_NET_MAX_MTU; 0: not told */
 };
 
-/* Frames that came for the guest and were not given to it. */
+/* Frames that were dropped: of the guest's, or on their way to it. */
 struct virtio_net_counters {
     uint64_t not_ready; /* no driver was there, or the link was down */
     uint64_t filtered;  /* the driver's filter did not want them */
     uint64_t too_long;  /* for the MTU, or for the driver's buffers */
-    uint64_t malformed; /* sent by the guest, and no frames */
+    uint64_t malformed; /* no frames, or asking for what was not agreed on */
 };
 
 /*

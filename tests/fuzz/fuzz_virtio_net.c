@@ -4,7 +4,6 @@
  * lock must be free; and under an orderly guest that adds buffers cut anyhow, sends and receives,
  * where a naive model says which buffers each frame must take and what they must hold.
  */
-#include <errno.h>
 #include <linux/virtio_net.h>
 #include <string.h>
 
@@ -29,7 +28,7 @@ static struct net_port *card;
 
 struct peer {
     struct net_port port;
-    int result;
+    unsigned takes; /* of a batch */
     bool answers;
     unsigned readied;
     uint8_t last[NET_FRAME_MAX];
@@ -38,8 +37,8 @@ struct peer {
 static struct peer peer;
 static uint8_t bytes[NET_FRAME_MAX];
 
-/* A frame in up to three pieces. */
-static int send_to_card(struct fuzz_input *in, size_t length)
+/* A frame in up to three pieces. Whether it was taken. */
+static bool send_to_card(struct fuzz_input *in, size_t length)
 {
     size_t first = fuzz_take(in, 1), second = fuzz_take(in, 2);
     struct iovec iov[3];
@@ -50,17 +49,14 @@ static int send_to_card(struct fuzz_input *in, size_t length)
     iov[0] = (struct iovec){bytes, first};
     iov[1] = (struct iovec){bytes + first, second};
     iov[2] = (struct iovec){bytes + first + second, length - first - second};
-    return net_port_send(&peer.port, &frame);
+    return net_port_send(&peer.port, &frame, 1) == 1;
 }
 
-static int peer_deliver(struct net_port *port, const struct net_frame *frame)
+static void look_at(const struct net_frame *frame)
 {
     struct fuzz_input none = {0};
     size_t sum = 0;
 
-    (void)port;
-    FUZZ_CHECK(pthread_mutex_trylock(guest.env.lock) == 0);
-    pthread_mutex_unlock(guest.env.lock);
     FUZZ_CHECK(frame->length >= NET_FRAME_MIN && frame->length <= NET_FRAME_MAX);
     for (unsigned i = 0; i < frame->iovcnt; i++)
         sum += frame->iov[i].iov_len;
@@ -69,7 +65,17 @@ static int peer_deliver(struct net_port *port, const struct net_frame *frame)
     peer.last_length = frame->length;
     if (peer.answers)
         (void)send_to_card(&none, frame->length);
-    return peer.result;
+}
+
+static unsigned peer_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
+{
+    (void)port;
+    FUZZ_CHECK(n > 0 && n <= NET_BATCH);
+    FUZZ_CHECK(pthread_mutex_trylock(guest.env.lock) == 0);
+    pthread_mutex_unlock(guest.env.lock);
+    for (unsigned i = 0; i < n; i++)
+        look_at(&frames[i]);
+    return n < peer.takes ? n : peer.takes;
 }
 
 static void peer_ready(struct net_port *port)
@@ -84,7 +90,7 @@ static const struct net_port_ops peer_ops = {.deliver = peer_deliver, .ready = p
 
 static void be_peer(struct fuzz_guest *g, struct fuzz_input *in)
 {
-    static const int results[] = {0, -EAGAIN, -EINVAL, 0};
+    static const unsigned takes[] = {NET_BATCH, 0, 1, 3};
     uint8_t what = (uint8_t)fuzz_take(in, 1);
 
     switch (what % 6) {
@@ -98,7 +104,7 @@ static void be_peer(struct fuzz_guest *g, struct fuzz_input *in)
         net_port_ready(&peer.port);
         break;
     case 3:
-        peer.result = results[what >> 6];
+        peer.takes = takes[what >> 6];
         peer.answers = what & 32;
         break;
     case 4:
@@ -221,14 +227,15 @@ static void receive(struct fuzz_input *in)
 {
     static uint8_t expected[HEADER + MAX_FRAME];
     size_t length = NET_FRAME_MIN + fuzz_take(in, 2) % (MAX_FRAME - NET_FRAME_MIN + 1);
-    int n = model_buffers(length), result;
+    int n = model_buffers(length);
+    bool taken;
     size_t done = 0;
 
     memset(bytes, (int)fuzz_take(in, 1), length);
     bytes[length - 1] ^= 0xFF;
     bytes[0] = 0x02;
-    result = send_to_card(in, length);
-    FUZZ_CHECK(result == (n == 0 ? -EAGAIN : 0));
+    taken = send_to_card(in, length);
+    FUZZ_CHECK(taken == (n != 0));
     memset(expected, 0, HEADER);
     expected[10] = n > 0 ? (uint8_t)n : 0;
     memcpy(expected + HEADER, bytes, length);
@@ -243,7 +250,7 @@ static void receive(struct fuzz_input *in)
     /* A frame for which the buffers did not suffice may have been begun: they are the card's. */
     for (unsigned i = 0; i < model.n_buffers; i++)
         wipe(&model.buffers[i]);
-    if (result == -EAGAIN && model.n_buffers < 32 && model.n_pieces + MAX_PIECES <= FUZZ_QUEUE_MAX) {
+    if (!taken && model.n_buffers < 32 && model.n_pieces + MAX_PIECES <= FUZZ_QUEUE_MAX) {
         unsigned before = peer.readied;
 
         add_buffer(in);
@@ -300,7 +307,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!guest.env.mem)
         fuzz_guest_init(&guest);
     FUZZ_CHECK(virtio_net_create(&vdev, &guest.env, "net0", &options, &card) == 0);
-    peer = (struct peer){.port = {.ops = &peer_ops, .name = "peer"}};
+    peer = (struct peer){.port = {.ops = &peer_ops, .name = "peer"}, .takes = NET_BATCH};
     net_port_connect(card, &peer.port);
     guest.outside = be_peer;
     fuzz_guest_attach(&guest, vdev);

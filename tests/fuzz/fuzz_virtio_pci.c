@@ -47,16 +47,18 @@ static unsigned round_trips; /* of this input */
 
 /* ---- the card's peer: sends every frame back ---- */
 
-static int peer_deliver(struct net_port *port, const struct net_frame *frame)
+static unsigned peer_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
 {
-    size_t total = 0;
+    for (unsigned i = 0; i < n; i++) {
+        size_t total = 0;
 
-    FUZZ_CHECK(frame->length >= NET_FRAME_MIN && frame->length <= NET_FRAME_MAX);
-    for (unsigned i = 0; i < frame->iovcnt; i++)
-        total += frame->iov[i].iov_len;
-    FUZZ_CHECK(total == frame->length);
-    (void)net_port_send(port, frame);
-    return 0;
+        FUZZ_CHECK(frames[i].length >= NET_FRAME_MIN && frames[i].length <= NET_FRAME_MAX);
+        for (unsigned k = 0; k < frames[i].iovcnt; k++)
+            total += frames[i].iov[k].iov_len;
+        FUZZ_CHECK(total == frames[i].length);
+    }
+    (void)net_port_send(port, frames, n);
+    return n;
 }
 
 static void peer_flush(struct net_port *port)
@@ -234,7 +236,7 @@ static void send_frame(struct fuzz_input *in)
     struct net_frame frame = {.iov = &iov, .iovcnt = 1, .length = length};
 
     bytes[0] = fuzz_u8(in);
-    (void)net_port_send(&peer, &frame);
+    (void)net_port_send(&peer, &frame, 1);
     net_port_flush(&peer);
 }
 

@@ -461,6 +461,59 @@ Test(loop, calls_run_in_the_order_they_were_made)
     cr_assert_arr_eq(order, ((int[]){0, 1, 2}), sizeof(int[3]));
 }
 
+Test(loop, a_call_taken_back_does_not_run_and_the_others_do)
+{
+    for (int taken = 0; taken < 3; taken++) {
+        struct counted_call c[3];
+        int want = 2;
+
+        n_order = 0;
+        for (int i = 0; i < 3; i++) {
+            c[i] = (struct counted_call){.call.run = note_order, .payload = i};
+            loop_call(loop, &c[i].call);
+        }
+        loop_call_cancel(loop, &c[taken].call);
+        cr_assert(!atomic_load(&c[taken].call.queued));
+        cr_assert_eq(loop_run_until(loop, some_ran, &want, DEADLINE_NS), 0);
+        cr_assert_eq(loop_run_until(loop, never, NULL, 1000000), -ETIMEDOUT);
+        cr_assert_eq(n_order, 2);
+        cr_assert_eq(order[0], taken == 0 ? 1 : 0);
+        cr_assert_eq(order[1], taken == 2 ? 1 : 2);
+    }
+}
+
+static struct counted_call cancelled_call = {.call.run = note_order, .payload = 9};
+
+static void cancel_the_next(struct loop_call *call)
+{
+    loop_call_cancel(loop, &cancelled_call.call);
+    note_order(call);
+}
+
+Test(loop, a_call_may_take_back_the_one_after_it)
+{
+    struct counted_call first = {.call.run = cancel_the_next, .payload = 1};
+    struct counted_call last = {.call.run = note_order, .payload = 2};
+    int want = 2;
+
+    loop_call(loop, &first.call);
+    loop_call(loop, &cancelled_call.call);
+    loop_call(loop, &last.call);
+    cr_assert_eq(loop_run_until(loop, some_ran, &want, DEADLINE_NS), 0);
+    cr_assert_eq(n_order, 2);
+    cr_assert_arr_eq(order, ((int[]){1, 2}), sizeof(int[2]));
+}
+
+Test(loop, taking_back_a_call_that_is_not_queued_does_nothing)
+{
+    struct counted_call c = {.call.run = note_order, .payload = 1};
+    int want = 1;
+
+    loop_call_cancel(loop, &c.call);
+    loop_call(loop, &c.call);
+    cr_assert_eq(loop_run_until(loop, some_ran, &want, DEADLINE_NS), 0);
+}
+
 #define PING_PONGS 20000
 
 struct ping_pong {

@@ -37,8 +37,10 @@ static const uint8_t no_mac[6] = {0};
 
 struct peer {
     struct net_port port;
-    int result;              /* what deliver() answers */
-    unsigned delivered, flushed, readied;
+    bool full;               /* takes nothing */
+    unsigned room;           /* if not 0: takes so many more, then is full */
+    unsigned calls, delivered, flushed, readied;
+    struct net_receive_filter filter; /* that it was told last */
     uint8_t last[NET_FRAME_MAX];
     size_t last_length;
     void (*during)(void);    /* what else happens while it has a frame */
@@ -51,16 +53,22 @@ static struct virtio_device *vdev;
 static struct net_port *card;
 static struct peer peer;
 
-static int peer_deliver(struct net_port *port, const struct net_frame *frame)
+static unsigned peer_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
 {
     struct peer *p = (struct peer *)port;
+    unsigned taken = 0;
 
-    p->delivered++;
-    net_frame_copy(frame, p->last);
-    p->last_length = frame->length;
+    p->calls++;
+    while (taken < n && !p->full) {
+        p->delivered++;
+        net_frame_copy(&frames[taken], p->last);
+        p->last_length = frames[taken++].length;
+        if (p->room > 0 && --p->room == 0)
+            p->full = true;
+    }
     if (p->during)
         p->during();
-    return p->result;
+    return taken;
 }
 
 static void peer_flush(struct net_port *port)
@@ -73,10 +81,16 @@ static void peer_ready(struct net_port *port)
     ((struct peer *)port)->readied++;
 }
 
+static void peer_filter_changed(struct net_port *port, const struct net_receive_filter *filter)
+{
+    ((struct peer *)port)->filter = *filter;
+}
+
 static const struct net_port_ops peer_ops = {
     .deliver = peer_deliver,
     .flush = peer_flush,
     .ready = peer_ready,
+    .filter_changed = peer_filter_changed,
 };
 
 static void drop_line(enum log_level level, const char *line)
@@ -104,10 +118,16 @@ static void set_up(void)
     vdev = NULL;
 }
 
-static void tear_down(void)
+static void destroy(void)
 {
     if (vdev)
         vdev->class->destroy(vdev);
+    vdev = NULL;
+}
+
+static void tear_down(void)
+{
+    destroy();
     fake_env_fini(&fake);
 }
 
@@ -134,8 +154,9 @@ static void start(uint64_t features)
 
 static uint8_t bytes[NET_FRAME_MAX];
 
-/* A frame of `length` bytes to the address `to`, with contents that tell positions apart. */
-static int send_to_card(const uint8_t to[6], size_t length)
+/* A frame of `length` bytes to the address `to`, with contents that tell positions apart.
+ * Whether it was taken. */
+static bool send_to_card(const uint8_t to[6], size_t length)
 {
     struct iovec iov[3];
     struct net_frame frame = {.iov = iov, .iovcnt = 3, .length = length};
@@ -147,7 +168,7 @@ static int send_to_card(const uint8_t to[6], size_t length)
     iov[0] = (struct iovec){bytes, 5};
     iov[1] = (struct iovec){bytes + 5, 0};
     iov[2] = (struct iovec){bytes + 5, length - 5};
-    return net_port_send(&peer.port, &frame);
+    return net_port_send(&peer.port, &frame, 1) == 1;
 }
 
 static void assert_memory(gpa_t gpa, const void *expected, size_t length)
@@ -253,7 +274,7 @@ Test(virtio_net, a_link_that_is_down_carries_nothing)
     start(0);
     add_buffer(DATA + 0x1000, 2000);
     set_link(false);
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
     fake_queue_add(&queues[TX], &piece, 1);
     fake_driver_kick(vdev, TX);
@@ -284,7 +305,7 @@ Test(virtio_net, a_frame_lands_behind_a_header_of_zeros_with_one_buffer)
     start(0);
     memory_fill(fake.env.mem, DATA, 0xEE, 2000);
     add_buffer(DATA, 2000);
-    cr_assert_eq(send_to_card(card_mac, 1000), 0);
+    cr_assert(send_to_card(card_mac, 1000));
     assert_used(RX, HEADER + 1000);
     assert_header(DATA, 1);
     assert_memory(DATA + HEADER, bytes, 1000);
@@ -302,7 +323,7 @@ Test(virtio_net, a_buffer_may_be_in_pieces_cut_anywhere)
     start(0);
     memory_fill(fake.env.mem, DATA, 0xEE, 0x5000);
     fake_queue_add(&queues[RX], pieces, 5);
-    cr_assert_eq(send_to_card(card_mac, 200), 0);
+    cr_assert(send_to_card(card_mac, 200));
     assert_used(RX, HEADER + 200);
     assert_memory(DATA, zeros, 1);
     assert_memory(DATA + 0x1000, zeros, 9);
@@ -321,7 +342,7 @@ Test(virtio_net, a_long_frame_is_spread_over_buffers_that_merge)
     add_buffer(DATA + 0x1000, 600);
     add_buffer(DATA + 0x2000, 700);
     add_buffer(DATA + 0x3000, 700);
-    cr_assert_eq(send_to_card(card_mac, 1500), 0);
+    cr_assert(send_to_card(card_mac, 1500));
     assert_used(RX, 500);
     assert_used(RX, 600);
     assert_used(RX, 1500 - 488 - 600);
@@ -337,7 +358,7 @@ Test(virtio_net, the_longest_frame_fits_into_buffers_that_merge)
     start(BIT(VIRTIO_NET_F_MRG_RXBUF));
     for (unsigned i = 0; i < QUEUE_SIZE; i++)
         add_buffer(DATA + i * 0x2000, 0x1100);
-    cr_assert_eq(send_to_card(card_mac, NET_FRAME_MAX), 0);
+    cr_assert(send_to_card(card_mac, NET_FRAME_MAX));
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), (HEADER + NET_FRAME_MAX + 0x10FF) / 0x1100);
 }
 
@@ -346,9 +367,9 @@ Test(virtio_net, without_enough_buffers_a_frame_is_refused_and_none_is_used)
     start(BIT(VIRTIO_NET_F_MRG_RXBUF));
     add_buffer(DATA, 500);
     add_buffer(DATA + 0x1000, 500);
-    cr_assert_eq(send_to_card(card_mac, 1500), -EAGAIN);
+    cr_assert(!send_to_card(card_mac, 1500));
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
-    cr_assert_eq(send_to_card(card_mac, 900), 0);
+    cr_assert(send_to_card(card_mac, 900));
     assert_used(RX, 500);
     assert_used(RX, HEADER + 900 - 500);
 }
@@ -368,15 +389,15 @@ static void assert_kicks_are_wanted_when_starved(uint64_t features)
     start(features);
     add_buffer(DATA, 2000);
     add_buffer(DATA + 0x1000, 2000);
-    cr_assert_eq(send_to_card(card_mac, 100), 0);
+    cr_assert(send_to_card(card_mac, 100));
     kick_after_adding(DATA + 0x2000, false);
-    cr_assert_eq(send_to_card(card_mac, 100), 0);
-    cr_assert_eq(send_to_card(card_mac, 100), 0);
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert(send_to_card(card_mac, 100));
     cr_assert_eq(peer.readied, 0);
-    cr_assert_eq(send_to_card(card_mac, 100), -EAGAIN);
+    cr_assert(!send_to_card(card_mac, 100));
     kick_after_adding(DATA + 0x3000, true);
     cr_assert_eq(peer.readied, 1);
-    cr_assert_eq(send_to_card(card_mac, 100), 0);
+    cr_assert(send_to_card(card_mac, 100));
     kick_after_adding(DATA + 0x4000, false);
 }
 
@@ -396,7 +417,7 @@ Test(virtio_net, one_buffer_more_is_kicked_for_when_a_long_frame_waits)
 
     start(BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_RING_F_EVENT_IDX));
     add_buffer(DATA, 1000);
-    cr_assert_eq(send_to_card(card_mac, 1500), -EAGAIN);
+    cr_assert(!send_to_card(card_mac, 1500));
     old = queues[RX].avail_idx;
     add_buffer(DATA + 0x1000, 1000);
     cr_assert(fake_queue_should_kick(&queues[RX], old));
@@ -414,10 +435,10 @@ Test(virtio_net, a_buffer_too_short_for_a_frame_stays_for_a_shorter_one)
 {
     start(0);
     add_buffer(DATA, 1000);
-    cr_assert_eq(send_to_card(card_mac, 1000), 0);
+    cr_assert(send_to_card(card_mac, 1000));
     cr_assert_eq(counters().too_long, 1);
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
-    cr_assert_eq(send_to_card(card_mac, 1000 - HEADER), 0);
+    cr_assert(send_to_card(card_mac, 1000 - HEADER));
     assert_used(RX, 1000);
 }
 
@@ -426,7 +447,7 @@ Test(virtio_net, a_frame_that_no_ring_full_of_buffers_can_hold_is_dropped)
     start(BIT(VIRTIO_NET_F_MRG_RXBUF));
     for (unsigned i = 0; i < QUEUE_SIZE; i++)
         add_buffer(DATA + i * 0x1000, 20);
-    cr_assert_eq(send_to_card(card_mac, 1500), 0);
+    cr_assert(send_to_card(card_mac, 1500));
     cr_assert_eq(counters().too_long, 1);
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
     cr_assert(!is_broken());
@@ -436,7 +457,7 @@ Test(virtio_net, a_buffer_without_room_for_a_header_breaks_the_device)
 {
     start(BIT(VIRTIO_NET_F_MRG_RXBUF));
     add_buffer(DATA, HEADER - 1);
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
     cr_assert(is_broken());
 }
 
@@ -446,7 +467,7 @@ Test(virtio_net, a_receive_buffer_that_cannot_be_written_breaks_the_device)
 
     start(BIT(VIRTIO_NET_F_MRG_RXBUF));
     fake_queue_add(&queues[RX], &piece, 1);
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
     cr_assert(is_broken());
 }
 
@@ -454,7 +475,7 @@ Test(virtio_net, a_receive_buffer_outside_memory_breaks_the_device)
 {
     start(BIT(VIRTIO_NET_F_MRG_RXBUF));
     add_buffer(MEMORY - 100, 2000);
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
     cr_assert(is_broken());
     cr_assert_eq(counters().not_ready, 1);
 }
@@ -462,7 +483,7 @@ Test(virtio_net, a_receive_buffer_outside_memory_breaks_the_device)
 Test(virtio_net, without_a_driver_frames_are_dropped_and_counted)
 {
     create(0);
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
     cr_assert_eq(counters().not_ready, 1);
 }
 
@@ -474,7 +495,7 @@ Test(virtio_net, a_broken_card_receives_nothing)
     add_buffer(DATA, 2000);
     fake_queue_add(&queues[TX], &piece, 1);
     fake_driver_kick(vdev, TX);
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
     cr_assert_eq(counters().not_ready, 1);
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
 }
@@ -486,12 +507,12 @@ Test(virtio_net, a_paused_card_refuses_frames_and_asks_for_them_when_it_goes_on)
     device_lock(&fake.env);
     virtio_pause(vdev);
     device_unlock(&fake.env);
-    cr_assert_eq(send_to_card(card_mac, 60), -EAGAIN);
+    cr_assert(!send_to_card(card_mac, 60));
     device_lock(&fake.env);
     virtio_resume(vdev);
     device_unlock(&fake.env);
     cr_assert_eq(peer.readied, 1);
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
 }
 
 Test(virtio_net, a_frame_that_waited_over_a_reset_is_asked_for_when_the_new_driver_sends)
@@ -499,7 +520,7 @@ Test(virtio_net, a_frame_that_waited_over_a_reset_is_asked_for_when_the_new_driv
     struct fake_piece piece = {.gpa = DATA + 0x1000, .length = HEADER + 60};
 
     start(0);
-    cr_assert_eq(send_to_card(card_mac, 60), -EAGAIN);
+    cr_assert(!send_to_card(card_mac, 60));
     fake_driver_reset(vdev);
     start_driver(0);
     add_buffer(DATA, 2000);
@@ -527,7 +548,7 @@ Test(virtio_net, a_driver_out_of_buffers_is_interrupted_at_once)
     start(0);
     add_buffer(DATA, 2000);
     send_to_card(card_mac, 60);
-    cr_assert_eq(send_to_card(card_mac, 60), -EAGAIN);
+    cr_assert(!send_to_card(card_mac, 60));
     cr_assert_eq(transport.queue_interrupts[RX], 1);
 }
 
@@ -542,7 +563,7 @@ Test(virtio_net, every_page_written_is_marked_dirty)
     fake_queue_add(&queues[RX], pieces, 2);
     add_buffer(DATA + 0x9000, 8000);
     cr_assert_eq(memory_dirty_start(fake.env.mem), 0);
-    cr_assert_eq(send_to_card(card_mac, 1000), 0);
+    cr_assert(send_to_card(card_mac, 1000));
     memory_dirty_harvest(fake.env.mem, 0, dirty);
     memory_dirty_stop(fake.env.mem);
     for (uint64_t i = 0; i < 16; i++)
@@ -556,9 +577,9 @@ Test(virtio_net, frames_longer_than_the_mtu_are_not_passed_on)
     create(1280);
     start_driver(BIT(VIRTIO_NET_F_MTU));
     add_buffer(DATA, 4000);
-    cr_assert_eq(send_to_card(card_mac, 1280 + 14 + 4 + 1), 0);
+    cr_assert(send_to_card(card_mac, 1280 + 14 + 4 + 1));
     cr_assert_eq(counters().too_long, 1);
-    cr_assert_eq(send_to_card(card_mac, 1280 + 14), 0);
+    cr_assert(send_to_card(card_mac, 1280 + 14));
     assert_used(RX, HEADER + 1280 + 14);
 }
 
@@ -569,10 +590,12 @@ Test(virtio_net, work_that_was_not_agreed_on_is_refused)
 
     start(0);
     add_buffer(DATA, 2000);
-    cr_assert_eq(net_port_send(&peer.port, &frame), -EINVAL);
+    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    cr_assert_eq(counters().malformed, 1);
     frame.needs_csum = false;
     frame.gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
-    cr_assert_eq(net_port_send(&peer.port, &frame), -EINVAL);
+    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    cr_assert_eq(counters().malformed, 2);
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
 }
 
@@ -683,33 +706,67 @@ Test(virtio_net, a_refused_frame_waits_for_the_peer_and_goes_first)
     uint16_t old;
 
     start(0);
-    peer.result = -EAGAIN;
-    add_frame(DATA, 100, 1);
-    add_frame(DATA + 0x1000, 100, 2);
+    peer.room = 1;
+    for (uint8_t i = 0; i < 3; i++)
+        add_frame(DATA + i * 0x1000, 100, i);
     fake_driver_kick(vdev, TX);
     cr_assert_eq(peer.delivered, 1);
-    cr_assert_eq(fake_queue_used_idx(&queues[TX]), 0);
+    cr_assert_eq(fake_queue_used_idx(&queues[TX]), 1);
     /* Meanwhile kicks are of no use, and none does anything. */
     old = queues[TX].avail_idx;
-    add_frame(DATA + 0x2000, 100, 3);
+    add_frame(DATA + 0x3000, 100, 3);
     cr_assert(!fake_queue_should_kick(&queues[TX], old));
     fake_driver_kick(vdev, TX);
-    cr_assert_eq(peer.delivered, 1);
-    peer.result = 0;
+    cr_assert_eq(peer.calls, 1);
+    peer.full = false;
+    peer.room = 1;
+    net_port_ready(&peer.port);
+    cr_assert_eq(last_tag(), 1);
+    peer.full = false;
     net_port_ready(&peer.port);
     cr_assert_eq(peer.delivered, 4);
     cr_assert_eq(last_tag(), 3);
-    cr_assert_eq(fake_queue_used_idx(&queues[TX]), 3);
+    cr_assert_eq(fake_queue_used_idx(&queues[TX]), 4);
 }
 
-Test(virtio_net, a_frame_that_the_peer_finds_malformed_is_done_with)
+Test(virtio_net, what_waits_in_the_queue_goes_out_in_one_batch_without_what_is_no_frame)
 {
+    struct fake_piece none = {.gpa = DATA, .length = 3};
+
     start(0);
-    peer.result = -EINVAL;
-    add_frame(DATA, 100, 1);
+    peer.room = 2;
+    add_frame(DATA, 100, 0);
+    fake_queue_add(&queues[TX], &none, 1);
+    add_frame(DATA + 0x1000, 100, 1);
+    fake_queue_add(&queues[TX], &none, 1);
+    add_frame(DATA + 0x2000, 100, 2);
     fake_driver_kick(vdev, TX);
-    assert_used(TX, 0);
-    cr_assert_eq(card->sent.dropped, 1);
+    cr_assert_eq(peer.calls, 1);
+    cr_assert_eq(last_tag(), 1);
+    /* All up to the refused one came back. */
+    cr_assert_eq(fake_queue_used_idx(&queues[TX]), 4);
+    cr_assert_eq(counters().malformed, 2);
+}
+
+Test(virtio_net, chains_of_many_pieces_are_sent_in_as_many_batches_as_they_need)
+{
+    static struct fake_queue many[N_QUEUES];
+    struct fake_piece pieces[256];
+
+    /* Nine chains of 256 pieces are more than there is room for at a time. */
+    create(0);
+    for (unsigned i = 0; i < N_QUEUES; i++)
+        fake_queue_init(&many[i], fake.env.mem, QUEUE_BASE + i * 0x4000, i == TX ? 256 : 16);
+    fake_driver_start(vdev, BIT(VIRTIO_RING_F_INDIRECT_DESC), many, N_QUEUES);
+    for (unsigned i = 0; i < 256; i++)
+        pieces[i] = (struct fake_piece){DATA + i * 4, 4, false};
+    for (unsigned i = 0; i < 9; i++)
+        fake_queue_add_indirect(&many[TX], pieces, 256, DATA + 0x10000 + i * 0x1000);
+    fake_driver_kick(vdev, TX);
+    cr_assert_eq(peer.delivered, 9);
+    cr_assert_eq(peer.last_length, 256 * 4 - HEADER);
+    cr_assert_eq(fake_queue_used_idx(&many[TX]), 9);
+    cr_assert_eq(peer.calls, 2);
 }
 
 Test(virtio_net, an_unplugged_card_sends_into_nothing)
@@ -725,7 +782,7 @@ Test(virtio_net, an_unplugged_card_sends_into_nothing)
 Test(virtio_net, a_card_whose_peer_goes_away_lets_go_of_what_was_refused)
 {
     start(0);
-    peer.result = -EAGAIN;
+    peer.full = true;
     add_frame(DATA, 100, 1);
     fake_driver_kick(vdev, TX);
     net_port_disconnect(&peer.port);
@@ -763,7 +820,7 @@ Test(virtio_net, a_reset_while_the_peer_has_a_frame_is_complete_only_afterwards)
     add_frame(DATA + 0x1000, 100, 2);
     fake_driver_kick(vdev, TX);
     cr_assert_eq(virtio_get_status(vdev), 0);
-    cr_assert_eq(peer.delivered, 1);
+    cr_assert_eq(peer.calls, 1);
     cr_assert_eq(fake_queue_used_idx(&queues[TX]), 0);
 }
 
@@ -781,12 +838,12 @@ Test(virtio_net, a_buffer_of_before_a_reset_is_not_returned_to_the_driver_after_
 {
     start(0);
     peer.during = restart_meanwhile;
-    peer.result = -EAGAIN;
+    peer.full = true;
     add_frame(DATA, 100, 1);
     fake_driver_kick(vdev, TX);
     cr_assert_eq(fake_queue_used_idx(&queues[TX]), 0);
     cr_assert_eq(vdev->queues[TX].st.last_avail, 0);
-    peer.result = 0;
+    peer.full = false;
     add_frame(DATA, 100, 2);
     fake_driver_kick(vdev, TX);
     cr_assert_eq(last_tag(), 2);
@@ -796,7 +853,7 @@ Test(virtio_net, a_buffer_of_before_a_reset_is_not_returned_to_the_driver_after_
 static void answer(void)
 {
     peer.during = NULL;
-    cr_assert_eq(send_to_card(card_mac, 60), 0);
+    cr_assert(send_to_card(card_mac, 60));
 }
 
 Test(virtio_net, a_peer_may_answer_at_once)
@@ -896,7 +953,7 @@ static bool hears(const uint8_t to[6])
     struct fake_used used;
 
     add_buffer(DATA, 2000);
-    cr_assert_eq(send_to_card(to, 60), 0);
+    cr_assert(send_to_card(to, 60));
     if (fake_queue_take(&queues[RX], &used))
         return true;
     /* The buffer is still there; it is used up for the next question. */
@@ -1152,11 +1209,49 @@ Test(virtio_net, a_control_queue_that_was_not_agreed_on_does_not_exist)
     cr_assert_eq(fake_queue_used_idx(&queues[CTRL]), 0);
 }
 
+/* ---- what the peer is told ---- */
+
+Test(virtio_net, the_peer_is_told_the_address_when_it_is_plugged_in)
+{
+    create(0);
+    cr_assert_arr_eq(peer.filter.mac, card_mac, 6);
+}
+
+Test(virtio_net, a_driver_that_cannot_set_a_filter_is_told_of_as_wanting_everything)
+{
+    start(0);
+    fake_env_settle(&fake);
+    cr_assert(peer.filter.promiscuous);
+    cr_assert(peer.filter.allmulti);
+    fake_driver_reset(vdev);
+    start_driver(FILTER_BITS);
+    fake_env_settle(&fake);
+    cr_assert(!peer.filter.promiscuous);
+    cr_assert(!peer.filter.allmulti);
+}
+
+Test(virtio_net, the_peer_is_told_what_the_driver_sets)
+{
+    start(FILTER_BITS);
+    set_tables(2, 5);
+    set_mode(VIRTIO_NET_CTRL_RX_NOBCAST, 1);
+    command(VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, other_mac, 6);
+    fake_env_settle(&fake);
+    cr_assert_arr_eq(peer.filter.mac, other_mac, 6);
+    cr_assert(peer.filter.nobcast);
+    cr_assert_eq(peer.filter.unicast.entries, 2);
+    cr_assert_eq(peer.filter.multicast.entries, 5);
+    fake_driver_reset(vdev);
+    fake_env_settle(&fake);
+    cr_assert_arr_eq(peer.filter.mac, card_mac, 6);
+    cr_assert_eq(peer.filter.multicast.entries, 0);
+}
+
 /* ---- state ---- */
 
 static void save(struct state_buffer *out)
 {
-    struct net_filter filter;
+    struct net_receive_filter filter;
     struct state_part part;
 
     cr_assert(vdev->class->state(vdev, &part));
@@ -1170,14 +1265,14 @@ Test(virtio_net, the_filter_survives_being_saved_and_loaded)
     struct state_buffer buffer = {0};
     struct state_reader reader;
     struct state_part part;
-    struct net_filter filter;
+    struct net_receive_filter filter;
 
     start(FILTER_BITS);
     set_tables(2, 500);
     set_mode(VIRTIO_NET_CTRL_RX_NOBCAST, 1);
     command(VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, other_mac, 6);
     save(&buffer);
-    vdev->class->destroy(vdev);
+    destroy();
 
     start(FILTER_BITS);
     reader = (struct state_reader){.data = buffer.data, .length = buffer.length};
@@ -1195,7 +1290,7 @@ Test(virtio_net, the_filter_survives_being_saved_and_loaded)
 
 Test(virtio_net, a_saved_address_that_is_a_groups_is_refused)
 {
-    struct net_filter filter;
+    struct net_receive_filter filter;
     struct state_part part;
 
     create(0);

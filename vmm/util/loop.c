@@ -39,6 +39,7 @@ struct loop {
     int wake_fd;               /* owns: eventfd */
     struct loop_event wake;
     struct loop_call *_Atomic calls; /* newest first */
+    struct loop_call *due;     /* the loop thread's: taken from there, the oldest first */
     atomic_bool asleep;        /* the loop may be sleeping: who adds a call must wake it */
     atomic_bool stop;
 };
@@ -391,7 +392,7 @@ void loop_call(struct loop *loop, struct loop_call *call)
 {
     struct loop_call *head;
 
-    /* Release: pairs with run_calls()'s exchange, so that what the caller wrote is seen by `run`
+    /* Release: pairs with the exchange of run_calls(), so that what the caller wrote is seen by `run`
      * even when the call stands in the queue already. */
     if (atomic_exchange_explicit(&call->queued, true, memory_order_acq_rel))
         return;
@@ -405,10 +406,12 @@ void loop_call(struct loop *loop, struct loop_call *call)
         wake(loop);
 }
 
-static void run_calls(struct loop *loop)
+/* Moves what was handed over to the end of what is due. */
+static void take_calls(struct loop *loop)
 {
     struct loop_call *call = atomic_exchange(&loop->calls, NULL);
     struct loop_call *oldest = NULL;
+    struct loop_call *last = loop->due;
 
     while (call) {
         struct loop_call *next = atomic_load_explicit(&call->next, memory_order_relaxed);
@@ -417,13 +420,46 @@ static void run_calls(struct loop *loop)
         oldest = call;
         call = next;
     }
-    while (oldest) {
-        call = oldest;
+    if (!last) {
+        loop->due = oldest;
+        return;
+    }
+    while ((call = atomic_load_explicit(&last->next, memory_order_relaxed)))
+        last = call;
+    atomic_store_explicit(&last->next, oldest, memory_order_relaxed);
+}
+
+static void run_calls(struct loop *loop)
+{
+    take_calls(loop);
+    while (loop->due) {
+        struct loop_call *call = loop->due;
+
         /* Read before `queued` falls: from then on the struct may be queued again. */
-        oldest = atomic_load_explicit(&call->next, memory_order_relaxed);
+        loop->due = atomic_load_explicit(&call->next, memory_order_relaxed);
         (void)atomic_exchange_explicit(&call->queued, false, memory_order_acq_rel);
         call->run(call);
     }
+}
+
+void loop_call_cancel(struct loop *loop, struct loop_call *call)
+{
+    struct loop_call *before;
+
+    take_calls(loop);
+    before = loop->due;
+    if (before == call)
+        loop->due = atomic_load_explicit(&call->next, memory_order_relaxed);
+    while (before && before != call) {
+        struct loop_call *next = atomic_load_explicit(&before->next, memory_order_relaxed);
+
+        if (next == call)
+            atomic_store_explicit(&before->next,
+                                  atomic_load_explicit(&call->next, memory_order_relaxed),
+                                  memory_order_relaxed);
+        before = next;
+    }
+    atomic_store(&call->queued, false);
 }
 
 /* ---- hooks ---- */
@@ -512,7 +548,7 @@ static bool may_sleep(struct loop *loop, bool heed_stop)
     if (loop->refused)
         return false;
     atomic_store(&loop->asleep, true);
-    if (!atomic_load(&loop->calls) && !(heed_stop && atomic_load(&loop->stop)))
+    if (!atomic_load(&loop->calls) && !loop->due && !(heed_stop && atomic_load(&loop->stop)))
         return true;
     atomic_store(&loop->asleep, false);
     return false;

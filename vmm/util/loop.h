@@ -118,6 +118,9 @@ struct loop_call {
  * is seen by `run` (release/acquire). The struct must outlive the run.
  */
 void loop_call(struct loop *loop, struct loop_call *call);
+/* Takes back a call that may be queued: it does not run any more, and the struct may be freed. The
+ * caller sees to it that no other thread queues it meanwhile. */
+void loop_call_cancel(struct loop *loop, struct loop_call *call);
 
 /* ---- a hook run on the loop's thread each time just before it would sleep ---- */
 struct loop_hook {
