@@ -79,12 +79,12 @@ static const struct option_key memory_keys[] = {
     {0},
 };
 
-int machine_config_add_memory(struct machine_config *config, const char *text)
+int machine_config_set_memory(struct machine_config *config, const struct option_list *list)
 {
     char size[OPTION_SIZE_MAX], page_size[OPTION_SIZE_MAX];
     struct memory_options memory = {0};
-    uint64_t page;
-    int error = options_parse_list("--memory", text, memory_keys, &memory);
+    uint64_t page, seen;
+    int error = option_list_read(list, memory_keys, &memory, &seen);
 
     if (error < 0)
         return error;
@@ -92,8 +92,8 @@ int machine_config_add_memory(struct machine_config *config, const char *text)
     if (memory.size % page != 0) {
         option_format_size(memory.size, size, sizeof(size));
         option_format_size(page, page_size, sizeof(page_size));
-        log_error("--memory: '%s' is not valid: a multiple of the page size, %s, was expected",
-                  size, page_size);
+        log_error("%s: '%s' is not valid: a multiple of the page size, %s, was expected",
+                  list->where, size, page_size);
         return -EINVAL;
     }
     config->memory = memory;
@@ -132,17 +132,18 @@ static const struct option_key disk_keys[] = {
     {0},
 };
 
-int machine_config_add_disk(struct machine_config *config, const char *text)
+int machine_config_put_disk(struct machine_config *config, const struct option_list *list)
 {
     struct disk_options *disk;
+    uint64_t seen;
 
     if (config->n_disks == MACHINE_MAX_DISKS) {
-        log_error("--disk: '%s' is one too many: at most %u disks were expected", text,
-                  MACHINE_MAX_DISKS);
+        log_error("%s: '%s' is one too many: at most %u disks were expected", list->where,
+                  list->text, MACHINE_MAX_DISKS);
         return -ENOSPC;
     }
     disk = &config->disks[config->n_disks++];
-    return options_parse_list("--disk", text, disk_keys, disk);
+    return option_list_read(list, disk_keys, disk, &seen);
 }
 
 /* ---- --net ---- */
@@ -162,27 +163,27 @@ static const struct option_key net_keys[] = {
 };
 
 /* Whether each key that came goes with the mode. */
-static int check_net_keys(const struct net_options *net, uint64_t seen)
+static int check_net_keys(const char *where, const struct net_options *net, uint64_t seen)
 {
     for (unsigned i = 0; net_keys[i].name; i++) {
         if (!(seen & 1ull << i) || uplink_key_applies(&net->uplink, net_keys[i].name))
             continue;
-        log_error("--net: %s= does not go together with %s", net_keys[i].name,
+        log_error("%s: %s= does not go together with %s", where, net_keys[i].name,
                   uplink_mode_name(&net->uplink));
         return -EINVAL;
     }
-    return uplink_config_check("--net", &net->uplink);
+    return uplink_config_check(where, &net->uplink);
 }
 
-int machine_config_add_net(struct machine_config *config, const char *text)
+int machine_config_put_net(struct machine_config *config, const struct option_list *list)
 {
-    bool none = strcmp(text, "none") == 0;
+    bool none = list->n_items == 1 && strcmp(list->text, "none") == 0;
     struct net_options *net;
     uint64_t seen;
     int error;
 
     if ((none && config->n_nets > 0) || config->no_net) {
-        log_error("--net: 'none' does not go together with another --net");
+        log_error("%s: 'none' does not go together with another network card", list->where);
         return -EINVAL;
     }
     if (none) {
@@ -190,17 +191,46 @@ int machine_config_add_net(struct machine_config *config, const char *text)
         return 0;
     }
     if (config->n_nets == MACHINE_MAX_NETS) {
-        log_error("--net: '%s' is one too many: at most %u network cards were expected", text,
-                  MACHINE_MAX_NETS);
+        log_error("%s: '%s' is one too many: at most %u network cards were expected", list->where,
+                  list->text, MACHINE_MAX_NETS);
         return -ENOSPC;
     }
     net = &config->nets[config->n_nets++];
     uplink_config_init(&net->uplink);
-    net->text = strdup(text);
+    net->text = strdup(list->text);
     if (!net->text)
         return -ENOMEM;
-    error = options_parse_list_seen("--net", text, net_keys, net, &seen);
-    return error < 0 ? error : check_net_keys(net, seen);
+    error = option_list_read(list, net_keys, net, &seen);
+    return error < 0 ? error : check_net_keys(list->where, net, seen);
+}
+
+/* ---- from one text ---- */
+
+static int add_text(struct machine_config *config, const char *where, const char *text,
+                    int (*add)(struct machine_config *config, const struct option_list *list))
+{
+    struct option_list list = {0};
+    int error = option_list_split(&list, where, text);
+
+    if (!error)
+        error = add(config, &list);
+    option_list_fini(&list);
+    return error;
+}
+
+int machine_config_add_memory(struct machine_config *config, const char *text)
+{
+    return add_text(config, "--memory", text, machine_config_set_memory);
+}
+
+int machine_config_add_disk(struct machine_config *config, const char *text)
+{
+    return add_text(config, "--disk", text, machine_config_put_disk);
+}
+
+int machine_config_add_net(struct machine_config *config, const char *text)
+{
+    return add_text(config, "--net", text, machine_config_put_net);
 }
 
 /* ---- the whole ---- */

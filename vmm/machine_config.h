@@ -76,6 +76,10 @@ void machine_config_fini(struct machine_config *config);
 int machine_config_add_memory(struct machine_config *config, const char *text);
 int machine_config_add_disk(struct machine_config *config, const char *text);
 int machine_config_add_net(struct machine_config *config, const char *text);
+/* The same, of a list that may come from a file. */
+int machine_config_set_memory(struct machine_config *config, const struct option_list *list);
+int machine_config_put_disk(struct machine_config *config, const struct option_list *list);
+int machine_config_put_net(struct machine_config *config, const struct option_list *list);
 
 /*
  * Checks what only the whole can tell and fills in the defaults that depend on it: the name, the

@@ -309,3 +309,38 @@ Test(options, a_size_is_written_in_the_largest_unit_that_loses_nothing)
     option_format_size(0, text, sizeof(text));
     cr_assert_str_eq(text, "0 bytes");
 }
+
+/* ---- lists item by item ---- */
+
+Test(options, a_list_made_of_items_reads_like_its_text)
+{
+    struct option_list list;
+    struct thing thing = {0}, same = {0};
+    uint64_t seen, same_seen;
+
+    cr_assert_eq(option_list_init(&list, "file:1"), 0);
+    cr_assert_eq(option_list_add(&list, "file:1", NULL, "a,b"), 0);
+    cr_assert_eq(option_list_add(&list, "file:2", "count", "7"), 0);
+    cr_assert_str_eq(list.text, "a,,b,count=7");
+    cr_assert_eq(option_list_read(&list, keys, &thing, &seen), 0);
+    cr_assert_eq(options_parse_list_seen("--thing", list.text, keys, &same, &same_seen), 0);
+    cr_assert_eq(seen, same_seen);
+    cr_assert_eq(thing.count, same.count);
+    cr_assert_str_eq(thing.path, same.path);
+    option_list_fini(&list);
+    free(thing.path);
+    free(same.path);
+}
+
+Test(options, an_item_is_refused_by_the_place_where_it_stands)
+{
+    struct option_list list;
+    struct thing thing = {0};
+    uint64_t seen;
+
+    cr_assert_eq(option_list_init(&list, "file:1"), 0);
+    cr_assert_eq(option_list_add(&list, "file:2", "count", "many"), 0);
+    cr_assert_eq(option_list_read(&list, keys, &thing, &seen), -EINVAL);
+    cr_assert_str_eq(last_line, "file:2: count='many' is not valid: a number from 1 to 8 was expected");
+    option_list_fini(&list);
+}

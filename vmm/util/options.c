@@ -304,35 +304,133 @@ static void log_unknown(const char *where, const char *name, const struct option
 }
 
 /* One item of a list. `seen` has a bit for each key that came. */
-static int parse_item(const char *where, char *item, bool first, const struct option_key *keys,
-                      uint64_t *seen, void *object)
+static int read_item(const struct option_item *item, const struct option_key *keys, uint64_t *seen,
+                     void *object)
 {
-    char *equals = find_equals(item);
-    const struct option_key *key = keys;
-    const char *value = item;
+    const struct option_key *key = item->name ? find_key(keys, item->name) : keys;
     uint64_t bit;
     int error;
 
-    if (equals) {
-        *equals = '\0';
-        value = equals + 1;
-        key = find_key(keys, item);
-        if (!key) {
-            log_unknown(where, item, keys);
-            return -EINVAL;
-        }
-    } else if (!first) {
-        log_error("%s: '%s' is not valid: KEY=VALUE was expected", where, item);
+    if (!key) {
+        log_unknown(item->where, item->name, keys);
         return -EINVAL;
     }
     bit = 1ull << (key - keys);
     if (*seen & bit && !key->repeatable) {
-        log_error("%s: %s was given twice", where, key->name);
+        log_error("%s: %s was given twice", item->where, key->name);
         return -EINVAL;
     }
     *seen |= bit;
-    error = key->parse(key, value, (char *)object + key->offset);
-    return error < 0 ? refuse(where, equals ? key->name : NULL, value, key, error) : 0;
+    error = key->parse(key, item->value, (char *)object + key->offset);
+    return error < 0 ? refuse(item->where, item->name, item->value, key, error) : 0;
+}
+
+int option_list_read(const struct option_list *list, const struct option_key *keys, void *object,
+                     uint64_t *seen)
+{
+    int error = 0;
+
+    *seen = 0;
+    for (size_t i = 0; error == 0 && i < list->n_items; i++) {
+        const struct option_item *item = &list->items[i];
+
+        if (!item->name && i > 0) {
+            log_error("%s: '%s' is not valid: KEY=VALUE was expected", item->where, item->value);
+            return -EINVAL;
+        }
+        error = read_item(item, keys, seen, object);
+    }
+    for (unsigned i = 0; error == 0 && i < LIST_MAX_KEYS && keys[i].name; i++) {
+        if (keys[i].required && !(*seen & 1ull << i)) {
+            log_error("%s: '%s' lacks %s=", list->where, list->text, keys[i].name);
+            error = -EINVAL;
+        }
+    }
+    return error;
+}
+
+/* ---- making lists ---- */
+
+/* Appends an item to the list's text, its commas doubled. -ENOMEM. */
+static int append_text(struct option_list *list, const char *name, const char *value)
+{
+    size_t old = strlen(list->text);
+    size_t more = 2 + (name ? strlen(name) + 1 : 0) + 2 * strlen(value);
+    char *text = realloc(list->text, old + more), *to;
+
+    if (!text)
+        return -ENOMEM;
+    list->text = text;
+    to = text + old;
+    if (list->n_items > 0)
+        *to++ = ',';
+    if (name)
+        to += sprintf(to, "%s=", name);
+    for (; *value; value++) {
+        if (*value == ',')
+            *to++ = ',';
+        *to++ = *value;
+    }
+    *to = '\0';
+    return 0;
+}
+
+int option_list_add(struct option_list *list, const char *where, const char *name,
+                    const char *value)
+{
+    struct option_item item = {.where = strdup(where), .name = name ? strdup(name) : NULL,
+                               .value = strdup(value)};
+    struct option_item *items = realloc(list->items, (list->n_items + 1) * sizeof(*items));
+
+    if (items)
+        list->items = items;
+    if (!items || !item.where || (name && !item.name) || !item.value ||
+        append_text(list, name, value) < 0) {
+        free(item.where);
+        free(item.name);
+        free(item.value);
+        log_error("%s: out of memory", where);
+        return -ENOMEM;
+    }
+    list->items[list->n_items++] = item;
+    return 0;
+}
+
+int option_list_split(struct option_list *list, const char *where, const char *text)
+{
+    char *copy = strdup(text), *rest = copy, *item;
+    int error = copy && option_list_init(list, where) == 0 ? 0 : -ENOMEM;
+
+    if (error)
+        log_error("%s: out of memory", where);
+    while (error == 0 && (item = next_item(&rest)) != NULL) {
+        char *equals = find_equals(item);
+
+        if (equals)
+            *equals = '\0';
+        error = option_list_add(list, where, equals ? item : NULL, equals ? equals + 1 : item);
+    }
+    free(copy);
+    return error;
+}
+
+int option_list_init(struct option_list *list, const char *where)
+{
+    *list = (struct option_list){.where = strdup(where), .text = strdup("")};
+    return list->where && list->text ? 0 : -ENOMEM;
+}
+
+void option_list_fini(struct option_list *list)
+{
+    for (size_t i = 0; i < list->n_items; i++) {
+        free(list->items[i].where);
+        free(list->items[i].name);
+        free(list->items[i].value);
+    }
+    free(list->items);
+    free(list->where);
+    free(list->text);
+    *list = (struct option_list){0};
 }
 
 int options_parse_list(const char *where, const char *text, const struct option_key *keys,
@@ -346,25 +444,11 @@ int options_parse_list(const char *where, const char *text, const struct option_
 int options_parse_list_seen(const char *where, const char *text, const struct option_key *keys,
                             void *object, uint64_t *seen)
 {
-    char *copy = strdup(text), *rest = copy, *item;
-    bool first = true;
-    int error = 0;
+    struct option_list list = {0};
+    int error = option_list_split(&list, where, text);
 
-    if (!copy) {
-        log_error("%s: out of memory", where);
-        return -ENOMEM;
-    }
-    *seen = 0;
-    while (error == 0 && (item = next_item(&rest)) != NULL) {
-        error = parse_item(where, item, first, keys, seen, object);
-        first = false;
-    }
-    free(copy);
-    for (unsigned i = 0; error == 0 && i < LIST_MAX_KEYS && keys[i].name; i++) {
-        if (keys[i].required && !(*seen & 1ull << i)) {
-            log_error("%s: '%s' lacks %s=", where, text, keys[i].name);
-            error = -EINVAL;
-        }
-    }
+    if (!error)
+        error = option_list_read(&list, keys, object, seen);
+    option_list_fini(&list);
     return error;
 }

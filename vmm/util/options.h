@@ -85,6 +85,31 @@ int options_parse_list(const char *where, const char *text, const struct option_
 int options_parse_list_seen(const char *where, const char *text, const struct option_key *keys,
                             void *object, uint64_t *seen);
 
+/*
+ * A list as it is before any table is asked: from one text, or item by item from a file, in which
+ * each has a place of its own for messages.
+ */
+struct option_item {
+    char *where; /* the three: owned */
+    char *name;  /* NULL: the first key's */
+    char *value;
+};
+struct option_list {
+    char *where; /* owned: of the whole */
+    char *text;  /* owned: all of it as one text */
+    struct option_item *items;
+    size_t n_items;
+};
+/* -ENOMEM, logged by the second and third; then, too, the list is to be ended by the last. */
+int option_list_init(struct option_list *list, const char *where);
+int option_list_split(struct option_list *list, const char *where, const char *text);
+int option_list_add(struct option_list *list, const char *where, const char *name,
+                    const char *value);
+void option_list_fini(struct option_list *list);
+/* As options_parse_list_seen(). */
+int option_list_read(const struct option_list *list, const struct option_key *keys, void *object,
+                     uint64_t *seen);
+
 /* "512M", "1536K", "12 bytes": the largest unit that loses nothing. */
 #define OPTION_SIZE_MAX 32
 void option_format_size(uint64_t bytes, char *to, size_t size);
