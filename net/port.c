@@ -9,6 +9,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "net/offload.h"
+
 void net_port_connect(struct net_port *a, struct net_port *b)
 {
     assert(a != b && !a->peer && !b->peer);
@@ -33,14 +35,26 @@ void net_port_disconnect(struct net_port *port)
         peer->ops->ready(peer);
 }
 
+/* Most frames need nothing. */
+static uint32_t needs(const struct net_frame *frame)
+{
+    return frame->needs_csum || frame->gso_type ? net_offload_needs(frame) : 0;
+}
+
 unsigned net_port_send(struct net_port *port, const struct net_frame *frames, unsigned n)
 {
+    uint32_t accepts;
     unsigned taken;
 
     assert(n > 0 && n <= NET_BATCH);
     if (!port->peer) {
         port->sent.dropped += n;
         return n;
+    }
+    accepts = net_port_accepts(port->peer);
+    for (unsigned i = 0; i < n; i++) {
+        if (needs(&frames[i]) & ~accepts)
+            return net_offload_send(port, frames, n);
     }
     taken = port->peer->ops->deliver(port->peer, frames, n);
     assert(taken <= n);

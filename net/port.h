@@ -32,13 +32,21 @@ struct net_frame {
     const struct iovec *iov;
     unsigned iovcnt;
     size_t length; /* sum of the pieces: NET_FRAME_MIN..NET_FRAME_MAX */
-    /* Offload metadata as struct virtio_net_hdr fields (virtio 1.2 §5.1.6); 0: plain frame. What
-     * goes with it to a receiver is what that one accepts(), see net_port_send(). */
+    /* Offload metadata as struct virtio_net_hdr fields (virtio 1.2 §5.1.6); 0: plain frame. */
     bool needs_csum;
     bool csum_valid; /* whoever sent it has checked the checksum (VIRTIO_NET_HDR_F_DATA_VALID) */
-    uint8_t gso_type;
+    uint8_t gso_type; /* enum net_gso */
     uint16_t csum_start, csum_offset;
     uint16_t gso_size, hdr_len;
+};
+
+/* How a frame is to be cut, as VIRTIO_NET_HDR_GSO_ values. */
+enum net_gso {
+    NET_GSO_NONE = 0,
+    NET_GSO_TCP4 = 1,
+    NET_GSO_TCP6 = 4,
+    NET_GSO_UDP = 5,    /* datagrams of gso_size each, over either IP (VIRTIO_NET_HDR_GSO_UDP_L4) */
+    NET_GSO_ECN = 0x80, /* with one for TCP: CWR may be set */
 };
 
 /* What a port can take in deliver(), as bits of `accepts`. */
@@ -96,7 +104,8 @@ void net_port_disconnect(struct net_port *port);
 /*
  * Sends n frames (NET_BATCH at most) to the peer and counts those that it took. Returns how many
  * those were, as deliver(); all of them, and counted as dropped, when unplugged. A refused frame is
- * not counted: it is dropped or sent again as the caller likes.
+ * not counted: it is dropped or sent again as the caller likes. For a peer that does not accept what
+ * a frame needs, checksums are completed and segments cut (net/offload.h).
  */
 unsigned net_port_send(struct net_port *port, const struct net_frame *frames, unsigned n);
 /* Ends a run of net_port_send(). Not to be forgotten: the receiver may wait for it. */
