@@ -1,0 +1,874 @@
+/*
+ * The way of a frame through the switch. docs/SWITCH.md tells it in words.
+ *
+ * Frames come in batches. First each one's header is copied: all decisions are about the copy, and it
+ * is the copy that goes on, so that a guest which changes its memory meanwhile deceives nobody. What is
+ * behind the header goes from the sender's memory into the receiver's. Then each frame is decided upon,
+ * and frames with the same receiver make a batch of their own, in order. Tags are put in and taken out
+ * by a piece of 12 or 16 bytes before the rest of the header, never by moving the frame.
+ *
+ * A peer may answer while it is being delivered to (NAT does): that comes back in here, so each depth
+ * has a batch of its own. Decisions that do not change anything have functions of their own, which the
+ * trace uses, too.
+ *
+ * Loop thread; no locks. Nothing is allocated.
+ *
+ * Texts: IEEE 802.1Q-2018 §8.6 (forwarding), §8.8 (the FDB), §9 (tags); RFC 826; RFC 4861 §4.3, §4.4.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "net/switch_internal.h"
+#include "vmm/util/log.h"
+
+#define ADDRESSES 12u /* destination and source */
+#define TAG 4u
+#define ETHERTYPE_ARP 0x0806
+#define ETHERTYPE_IPV6 0x86DD
+
+#define HEADER_MAX PATH_HEADER_MAX
+#define PIECES_MAX 1024u                   /* of a frame; a virtqueue's chain has no more */
+#define POOL (PIECES_MAX + 3 * NET_BATCH)
+
+#define TO_NONE 0xFFFF /* dropped */
+#define TO_MANY 0xFFFE
+#define NO_VLAN 0xFFFF
+
+struct packet {
+    struct packet_tag tag;
+    uint16_t vlan;        /* NO_VLAN until it is known */
+    uint16_t to;          /* number of a port, TO_NONE or TO_MANY */
+    uint16_t known;       /* PATH_KNOWN: the port that has the address */
+    uint16_t header;      /* bytes of it that were copied */
+    uint16_t rest_piece;  /* where the others begin: the piece, and how far into it */
+    uint8_t set;          /* of TO_MANY: enum path_set */
+    uint8_t next;         /* with the same receiver */
+    bool isolated;        /* TO_MANY: a port was left out because of that */
+    bool sent;            /* TO_MANY: to one port at least */
+    int16_t rule_mirror;  /* number of a port, or -1 */
+    size_t rest_offset;
+    uint32_t mirrored;    /* bits of the mirrors that have it */
+    uint8_t prefix[ADDRESSES + TAG];
+};
+
+/* Frames for one port, a list by `next`. */
+struct share {
+    struct switch_port *to;
+    uint8_t first, last;
+};
+
+struct batch {
+    struct switch_port *from;
+    const struct net_frame *frames;
+    unsigned n, n_shares, n_many;
+    uint64_t now_ns;                        /* 0: not asked yet */
+    uint8_t headers[NET_BATCH][HEADER_MAX] __attribute__((aligned(64)));
+    struct packet packets[NET_BATCH];
+    struct share shares[NET_BATCH];
+    uint8_t many[NET_BATCH];
+    /* being built for one port: */
+    struct net_frame sent[NET_BATCH];
+    uint8_t sent_packet[NET_BATCH];
+    struct iovec pool[POOL];
+};
+
+static uint16_t get16(const uint8_t *at)
+{
+    return (uint16_t)(at[0] << 8 | at[1]);
+}
+
+static uint64_t batch_now(const struct net_switch *sw, struct batch *batch)
+{
+    if (!batch->now_ns)
+        batch->now_ns = sw->now_ns();
+    return batch->now_ns;
+}
+
+static uint32_t batch_now_s(const struct net_switch *sw, struct batch *batch)
+{
+    return (uint32_t)(batch_now(sw, batch) / 1000000000u);
+}
+
+/* ---- decisions that change nothing ---- */
+
+int path_check_addresses(const uint8_t *header)
+{
+    static const uint8_t reserved[] = {0x01, 0x80, 0xC2, 0x00, 0x00};
+
+    if (net_mac_is_group(header + 6))
+        return SWITCH_DROP_MALFORMED;
+    /* 802.1Q §8.6.3, table 8-1: 01-80-C2-00-00-00 to -0F go no further than the next bridge. */
+    if (net_mac_is_group(header) && memcmp(header, reserved, sizeof(reserved)) == 0 &&
+        header[5] <= 0x0F)
+        return SWITCH_DROP_RESERVED;
+    return PATH_GO;
+}
+
+int path_read_tag(const struct switch_port *port, const uint8_t *header, size_t length,
+                  struct packet_tag *tag)
+{
+    uint16_t type = get16(header + ADDRESSES);
+    bool tagged = type == VLAN_TPID_CUSTOMER || type == VLAN_TPID_SERVICE;
+
+    *tag = (struct packet_tag){.tpid = VLAN_TPID_CUSTOMER};
+    if (port->vlan.tunnel)
+        tag->tpid = VLAN_TPID_SERVICE;
+    if (!tagged)
+        return PATH_GO;
+    if (length < ADDRESSES + TAG + 2)
+        return SWITCH_DROP_MALFORMED;
+    tag->tci = get16(header + ADDRESSES + 2);
+    tag->priority = tag->tci & 0xF000;
+    if (port->vlan.tunnel) { /* it is the customer's: payload */
+        tag->tci = 0;
+        return PATH_GO;
+    }
+    tag->tagged = true;
+    tag->tpid = type;
+    return PATH_GO;
+}
+
+struct switch_port *path_find_station(const struct net_switch *sw, const uint8_t mac[6],
+                                      unsigned vlan)
+{
+    const struct mac_entry *entry = mac_table_find(&sw->stations, mac_key(mac, 0));
+
+    while (entry && !vlan_carries(&sw->ports[entry->port]->vlan, vlan))
+        entry = mac_table_next(&sw->stations, entry);
+    return entry ? sw->ports[entry->port] : NULL;
+}
+
+struct switch_port *path_find_learnt(const struct net_switch *sw, const uint8_t mac[6],
+                                     unsigned vlan, uint32_t now_s)
+{
+    const struct mac_entry *entry = mac_table_find(&sw->fdb, mac_key(mac, vlan));
+
+    if (!entry || now_s - entry->stamp > sw->fdb_age_s)
+        return NULL;
+    return vlan_carries(&sw->ports[entry->port]->vlan, vlan) ? sw->ports[entry->port] : NULL;
+}
+
+bool path_may_send_from(const struct switch_port *port, const uint8_t mac[6], unsigned vlan)
+{
+    return port->may_spoof || mac_key(mac, 0) == port->own_key ||
+           path_find_station(port->sw, mac, vlan) == port;
+}
+
+int path_between(const struct switch_port *from, const struct switch_port *to)
+{
+    if (from == to)
+        return from->hairpin ? PATH_GO : SWITCH_DROP_NOWHERE;
+    if (from->isolated && to->isolated)
+        return SWITCH_DROP_ISOLATED;
+    /* Not from one uplink to the other: without a spanning tree that would be a way in circles. */
+    if (from->kind == SWITCH_PORT_UPLINK && to->kind == SWITCH_PORT_UPLINK)
+        return SWITCH_DROP_NOWHERE;
+    return PATH_GO;
+}
+
+struct path_form path_form(const struct switch_port *port, const struct packet_tag *tag,
+                           unsigned vlan)
+{
+    if (port->kind == SWITCH_PORT_MIRROR)
+        return (struct path_form){tag->tagged, tag->tci};
+    if (vlan != port->vlan.untagged_out)
+        return (struct path_form){true, (uint16_t)(tag->priority | vlan)};
+    return (struct path_form){port->vlan.priority_tags && tag->priority, tag->priority};
+}
+
+/* ---- learning ---- */
+
+static bool is_old(const struct mac_entry *entry, const void *arg)
+{
+    const struct net_switch *sw = arg;
+
+    if (switch_now_s(sw) - entry->stamp <= sw->fdb_age_s)
+        return false;
+    sw->ports[entry->port]->learnt--;
+    return true;
+}
+
+/* Whether there is room for one more address behind the port; forgets old ones, once a second at
+ * most. A guest that bridges may fill a quarter of the table. */
+static bool has_room(struct net_switch *sw, const struct switch_port *port, uint32_t now_s)
+{
+    unsigned most = port->kind == SWITCH_PORT_UPLINK ? sw->fdb_max : (sw->fdb_max + 3) / 4;
+
+    if ((sw->fdb.used >= sw->fdb_max || port->learnt >= most) && sw->fdb_purged_s != now_s) {
+        sw->fdb_purged_s = now_s;
+        mac_table_purge(&sw->fdb, is_old, sw);
+    }
+    return sw->fdb.used < sw->fdb_max && port->learnt < most;
+}
+
+/* 802.1Q §8.7. An address that a NIC has registered is not learnt. */
+static void learn(struct net_switch *sw, struct switch_port *port, const uint8_t mac[6],
+                  unsigned vlan, uint32_t now_s)
+{
+    uint64_t key = mac_key(mac, vlan);
+    struct mac_entry *entry = mac_table_find(&sw->fdb, key);
+
+    if (entry && entry->port == port->number) {
+        entry->stamp = now_s;
+        return;
+    }
+    if (path_find_station(sw, mac, vlan))
+        return;
+    if (entry) { /* it has moved */
+        sw->ports[entry->port]->learnt--;
+        entry->port = port->number;
+        entry->stamp = now_s;
+        port->learnt++;
+        return;
+    }
+    if (!has_room(sw, port, now_s)) {
+        port->counters.not_learnt++;
+        return;
+    }
+    mac_table_add(&sw->fdb, key, port->number, now_s);
+    port->learnt++;
+}
+
+/* ---- addresses that a guest uses ---- */
+
+/* Puts it first; the one that was used longest ago falls out. */
+static void note_address(struct switch_port *port, const struct switch_address *address)
+{
+    struct switch_address *list = port->addresses;
+    unsigned i = 0;
+
+    while (i < port->n_addresses && memcmp(&list[i], address, sizeof(*address)) != 0)
+        i++;
+    if (i == port->n_addresses && i < SWITCH_ADDRESSES_MAX)
+        port->n_addresses++;
+    if (i == SWITCH_ADDRESSES_MAX)
+        i--;
+    memmove(list + 1, list, i * sizeof(*list));
+    list[0] = *address;
+}
+
+/* RFC 826: the sender of a request or reply, from the address that it says. */
+static void note_arp(struct switch_port *port, const uint8_t *mac, const uint8_t *arp,
+                     struct switch_address *address)
+{
+    static const uint8_t ethernet_ipv4[] = {0, 1, 8, 0, 6, 4}, none[4];
+
+    if (memcmp(arp, ethernet_ipv4, sizeof(ethernet_ipv4)) != 0 || memcmp(arp + 8, mac, 6) != 0 ||
+        memcmp(arp + 14, none, 4) == 0)
+        return;
+    address->family = 4;
+    memcpy(address->bytes, arp + 14, 4);
+    note_address(port, address);
+}
+
+/* RFC 4861 §4.3, §4.4: a neighbour solicitation is from its source, or about an address that is being
+ * taken (RFC 4862 §5.4); an advertisement is about its target. */
+static void note_neighbour(struct switch_port *port, const uint8_t *ip,
+                           struct switch_address *address)
+{
+    static const uint8_t none[16];
+    const uint8_t *source = ip + 8, *icmp = ip + 40, *target = icmp + 8;
+    bool solicitation = icmp[0] == 135 && icmp[1] == 0;
+
+    if (!solicitation && !(icmp[0] == 136 && icmp[1] == 0))
+        return;
+    if (ip[7] != 255) /* §7.1.1: it has not been routed */
+        return;
+    address->family = 6;
+    memcpy(address->bytes, solicitation && memcmp(source, none, 16) != 0 ? source : target, 16);
+    if (address->bytes[0] != 0xFF && memcmp(address->bytes, none, 16) != 0)
+        note_address(port, address);
+}
+
+static void note_addresses(struct switch_port *port, const struct packet *packet,
+                           const uint8_t *header)
+{
+    size_t at = ADDRESSES + (packet->tag.tagged ? TAG : 0) + 2;
+    uint16_t type = get16(header + at - 2);
+    struct switch_address address;
+
+    memset(&address, 0, sizeof(address));
+    memcpy(address.mac, header + 6, 6);
+    address.vlan = packet->tag.tci & 0xFFF;
+    if (type == ETHERTYPE_ARP && packet->header >= at + 28)
+        note_arp(port, header + 6, header + at, &address);
+    else if (type == ETHERTYPE_IPV6 && packet->header >= at + 40 + 24 && header[at + 6] == 58)
+        note_neighbour(port, header + at, &address);
+}
+
+static inline bool may_tell_addresses(const struct packet *packet, const uint8_t *header)
+{
+    uint16_t type = get16(header + ADDRESSES + (packet->tag.tagged ? TAG : 0));
+
+    return type == ETHERTYPE_ARP || type == ETHERTYPE_IPV6;
+}
+
+/* ---- deciding ---- */
+
+/* Copies the beginning of a frame, and remembers where the rest is. */
+static inline void copy_header(struct packet *packet, uint8_t *to, const struct net_frame *frame)
+{
+    size_t want = frame->length < HEADER_MAX ? frame->length : HEADER_MAX, got = 0;
+    const struct iovec *piece = frame->iov;
+
+    packet->header = (uint16_t)want;
+    if (piece->iov_len >= HEADER_MAX) {
+        memcpy(to, piece->iov_base, HEADER_MAX);
+        packet->rest_piece = 0;
+        packet->rest_offset = HEADER_MAX;
+        return;
+    }
+    for (unsigned i = 0; i < frame->iovcnt; i++, piece++) {
+        size_t run = piece->iov_len < want - got ? piece->iov_len : want - got;
+
+        memcpy(to + got, piece->iov_base, run);
+        got += run;
+        if (got == want) {
+            packet->rest_piece = (uint16_t)i;
+            packet->rest_offset = run;
+            return;
+        }
+    }
+    packet->header = (uint16_t)got; /* a sender that does not know its own frame's length */
+}
+
+/* Asks the rules: the port to which they redirect, TO_MANY when they do not, TO_NONE with *drop. */
+static unsigned ask_rules(struct net_switch *sw, struct batch *batch, unsigned i, int *drop)
+{
+    struct packet *packet = &batch->packets[i];
+    const struct net_frame *frame = &batch->frames[i];
+    size_t skip = ADDRESSES + (packet->tag.tagged ? TAG : 0);
+    struct flow_key key = {.in_port = batch->from->number, .vlan = packet->vlan};
+    const uint8_t *header = batch->headers[i];
+    enum flow_result result;
+    struct switch_rule *rule;
+    uint32_t index;
+
+    result = flow_read(&key, header, header + skip, packet->header - skip, frame->length - skip);
+    if (result != FLOW_OK && sw->looks_inside) {
+        *drop = result == FLOW_TOO_DEEP ? SWITCH_DROP_UNREADABLE : SWITCH_DROP_MALFORMED;
+        return TO_NONE;
+    }
+    index = flow_cache_find(sw->cache, &key);
+    if (index == CLASSIFIER_NONE)
+        return TO_MANY;
+    rule = sw->rules[index];
+    rule->frames++;
+    rule->bytes += frame->length;
+    *drop = SWITCH_DROP_DENIED;
+    if (rule->rule.action.deny)
+        return TO_NONE;
+    if (rule->rule.action.set_vlan)
+        packet->vlan = rule->rule.action.vlan;
+    packet->rule_mirror = (int16_t)rule->mirror;
+    if (!rule->rule.action.redirect[0])
+        return TO_MANY;
+    *drop = SWITCH_DROP_NO_PORT;
+    return rule->redirect >= 0 ? (unsigned)rule->redirect : TO_NONE;
+}
+
+/* The frame goes to a port, if it may. */
+static int go_to(const struct net_switch *sw, struct packet *packet,
+                 const struct switch_port *from, const struct switch_port *to)
+{
+    int drop = path_between(from, to);
+
+    if (drop != PATH_GO)
+        return drop;
+    if (sw->n_promiscuous) {
+        packet->to = TO_MANY;
+        packet->set = PATH_KNOWN;
+        packet->known = to->number;
+    } else {
+        packet->to = to->number;
+    }
+    return PATH_GO;
+}
+
+/* Finds the receiver by the address. */
+static int find_receiver(struct net_switch *sw, struct batch *batch, struct packet *packet,
+                         const uint8_t *mac)
+{
+    struct switch_port *to;
+
+    packet->to = TO_MANY;
+    packet->set = PATH_GROUP;
+    if (net_mac_is_group(mac))
+        return PATH_GO;
+    to = path_find_station(sw, mac, packet->vlan);
+    if (!to && sw->fdb.used)
+        to = path_find_learnt(sw, mac, packet->vlan, batch_now_s(sw, batch));
+    if (to)
+        return go_to(sw, packet, batch->from, to);
+    packet->set = PATH_UNKNOWN;
+    if (sw->only_flood && !sw->n_promiscuous) {
+        if (!vlan_carries(&sw->only_flood->vlan, packet->vlan) ||
+            path_between(batch->from, sw->only_flood) != PATH_GO)
+            return SWITCH_DROP_UNKNOWN;
+        packet->to = sw->only_flood->number;
+    }
+    return PATH_GO;
+}
+
+/* What rules say goes first; a redirected frame needs no address. */
+static int route(struct net_switch *sw, struct batch *batch, unsigned i)
+{
+    struct packet *packet = &batch->packets[i];
+    struct switch_port *from = batch->from;
+    const uint8_t *header = batch->headers[i];
+    unsigned to = TO_MANY;
+    int drop = PATH_GO;
+
+    if (sw->classifier)
+        to = ask_rules(sw, batch, i, &drop);
+    if (to == TO_NONE)
+        return drop;
+    if (from->learns)
+        learn(sw, from, header + 6, packet->vlan, batch_now_s(sw, batch));
+    if (to == TO_MANY)
+        return find_receiver(sw, batch, packet, header);
+    drop = path_between(from, sw->ports[to]);
+    if (drop == SWITCH_DROP_ISOLATED) /* whoever wrote the rule wants it so */
+        drop = PATH_GO;
+    if (drop == PATH_GO && sw->ports[to]->kind != SWITCH_PORT_MIRROR &&
+        !vlan_carries(&sw->ports[to]->vlan, packet->vlan))
+        drop = SWITCH_DROP_VLAN;
+    packet->to = (uint16_t)to;
+    return drop;
+}
+
+/* All of a frame's decisions but who, of many, gets it: PATH_GO or why it is dropped. */
+static int decide(struct net_switch *sw, struct batch *batch, unsigned i)
+{
+    const struct net_frame *frame = &batch->frames[i];
+    struct packet *packet = &batch->packets[i];
+    struct switch_port *from = batch->from;
+    uint8_t *header = batch->headers[i];
+    int result, vlan;
+
+    packet->vlan = NO_VLAN;
+    packet->rule_mirror = -1;
+    packet->mirrored = 0;
+    packet->header = 0;
+    if (frame->length < NET_FRAME_MIN || frame->length > NET_FRAME_MAX ||
+        frame->iovcnt > PIECES_MAX)
+        return SWITCH_DROP_MALFORMED;
+    copy_header(packet, header, frame);
+    if (packet->header < NET_FRAME_MIN)
+        return SWITCH_DROP_MALFORMED;
+    result = path_read_tag(from, header, packet->header, &packet->tag);
+    if (result != PATH_GO)
+        return result;
+    if (frame->needs_csum && frame->csum_start < ADDRESSES + 2 + (packet->tag.tagged ? TAG : 0))
+        return SWITCH_DROP_MALFORMED;
+    vlan = vlan_admit(&from->vlan, packet->tag.tci & 0xFFF);
+    if (vlan != VLAN_REFUSED)
+        packet->vlan = (uint16_t)vlan;
+    result = path_check_addresses(header);
+    if (result != PATH_GO)
+        return result;
+    if (from->in.rate && !token_bucket_take(&from->in, frame->length))
+        return SWITCH_DROP_RATE_IN;
+    if (vlan == VLAN_REFUSED)
+        return SWITCH_DROP_VLAN;
+    if (!path_may_send_from(from, header + 6, packet->vlan))
+        return SWITCH_DROP_SPOOFED;
+    if (may_tell_addresses(packet, header) && from->kind == SWITCH_PORT_GUEST)
+        note_addresses(from, packet, header);
+    return route(sw, batch, i);
+}
+
+/* Puts a frame behind the others that go to the same port. */
+static void add_to_share(struct net_switch *sw, struct batch *batch, unsigned i)
+{
+    struct packet *packet = &batch->packets[i];
+    struct switch_port *to;
+    struct share *share;
+
+    packet->next = NET_BATCH;
+    if (packet->to == TO_MANY) {
+        packet->isolated = packet->sent = false;
+        batch->many[batch->n_many++] = (uint8_t)i;
+        return;
+    }
+    to = sw->ports[packet->to];
+    share = &batch->shares[to->slot < batch->n_shares ? to->slot : 0];
+    if (batch->n_shares == 0 || share->to != to) {
+        to->slot = (uint8_t)batch->n_shares;
+        share = &batch->shares[batch->n_shares++];
+        *share = (struct share){to, (uint8_t)i, (uint8_t)i};
+        return;
+    }
+    batch->packets[share->last].next = (uint8_t)i;
+    share->last = (uint8_t)i;
+}
+
+static void decide_all(struct net_switch *sw, struct batch *batch)
+{
+    struct switch_port *from = batch->from;
+
+    if (from->in.rate)
+        token_bucket_fill(&from->in, batch_now(sw, batch));
+    for (unsigned i = 0; i < batch->n; i++) {
+        int drop;
+
+        if (i + 2 < batch->n)
+            __builtin_prefetch(batch->frames[i + 2].iov->iov_base);
+        from->counters.in_bytes += batch->frames[i].length;
+        drop = decide(sw, batch, i);
+        if (drop == PATH_GO) {
+            add_to_share(sw, batch, i);
+        } else {
+            batch->packets[i].to = TO_NONE;
+            from->counters.dropped[drop]++;
+        }
+    }
+}
+
+/* ---- sending ---- */
+
+/*
+ * Makes, in *out, the frame as it leaves in that form; its pieces go to `pieces`, which has room for
+ * two more than the frame has. Returns how many they are, or 0: with its tag it is too long.
+ */
+static unsigned make_frame(struct batch *batch, unsigned i, struct path_form form,
+                           struct net_frame *out, struct iovec *pieces)
+{
+    struct packet *packet = &batch->packets[i];
+    const struct net_frame *in = &batch->frames[i];
+    uint8_t *header = batch->headers[i];
+    size_t strip = packet->tag.tagged ? TAG : 0, push = form.tagged ? TAG : 0;
+    unsigned n = 0;
+
+    *out = *in;
+    if (form.tagged == packet->tag.tagged && form.tci == packet->tag.tci) {
+        pieces[n++] = (struct iovec){header, packet->header};
+    } else {
+        out->length = in->length - strip + push;
+        if (out->length > NET_FRAME_MAX || in->csum_start > UINT16_MAX - TAG)
+            return 0;
+        if (in->needs_csum)
+            out->csum_start = (uint16_t)(in->csum_start - strip + push);
+        if (in->hdr_len >= strip && in->hdr_len <= UINT16_MAX - TAG && in->hdr_len > 0)
+            out->hdr_len = (uint16_t)(in->hdr_len - strip + push);
+        memcpy(packet->prefix, header, ADDRESSES);
+        packet->prefix[12] = (uint8_t)(packet->tag.tpid >> 8);
+        packet->prefix[13] = (uint8_t)packet->tag.tpid;
+        packet->prefix[14] = (uint8_t)(form.tci >> 8);
+        packet->prefix[15] = (uint8_t)form.tci;
+        pieces[n++] = (struct iovec){packet->prefix, ADDRESSES + push};
+        pieces[n++] = (struct iovec){header + ADDRESSES + strip,
+                                     packet->header - ADDRESSES - strip};
+    }
+    if (in->length > packet->header) {
+        const struct iovec *rest = &in->iov[packet->rest_piece];
+        unsigned left = in->iovcnt - packet->rest_piece;
+
+        if (rest->iov_len > packet->rest_offset)
+            pieces[n++] = (struct iovec){(uint8_t *)rest->iov_base + packet->rest_offset,
+                                         rest->iov_len - packet->rest_offset};
+        for (unsigned k = 1; k < left; k++)
+            pieces[n++] = rest[k];
+    }
+    out->iov = pieces;
+    out->iovcnt = n;
+    return n;
+}
+
+static bool mirror_takes(const struct switch_mirror *mirror, const struct packet *packet)
+{
+    return !mirror->from.vlans_given ||
+           (packet->vlan != NO_VLAN && vlan_set_has(&mirror->from.vlans, packet->vlan));
+}
+
+/* Gives what a port was just sent to the mirrors that want it and do not have it yet. */
+static void mirror_sent(struct net_switch *sw, struct batch *batch, const struct switch_port *to,
+                        unsigned n)
+{
+    struct net_frame frames[NET_BATCH];
+
+    for (uint32_t left = to->mirror_out; left; left &= left - 1) {
+        unsigned m = (unsigned)__builtin_ctz(left), count = 0;
+
+        for (unsigned i = 0; i < n; i++) {
+            struct packet *packet = &batch->packets[batch->sent_packet[i]];
+
+            if (packet->mirrored & 1u << m || !mirror_takes(&sw->mirrors[m], packet))
+                continue;
+            packet->mirrored |= 1u << m;
+            frames[count++] = batch->sent[i];
+        }
+        if (count)
+            switch_mirror_frames(sw, &sw->mirrors[m], to, false, frames, count);
+    }
+}
+
+/* Sends the n frames of batch->sent. */
+static void send_built(struct net_switch *sw, struct batch *batch, struct switch_port *to,
+                       unsigned n)
+{
+    unsigned taken;
+
+    if (n == 0)
+        return;
+    if (!to->end.peer || to->dead) {
+        to->counters.dropped[SWITCH_DROP_UNPLUGGED] += n;
+        return;
+    }
+    if (!to->dirty) {
+        to->dirty = true;
+        sw->dirty[sw->n_dirty++] = to->number;
+    }
+    taken = net_port_send(&to->end, batch->sent, n);
+    to->counters.out_frames += taken;
+    for (unsigned i = 0; i < taken; i++)
+        to->counters.out_bytes += batch->sent[i].length;
+    to->counters.dropped[SWITCH_DROP_FULL] += n - taken;
+    if (to->mirror_out)
+        mirror_sent(sw, batch, to, taken);
+}
+
+/* Builds and sends the frames that stand in a list: `first`, then by `next`. */
+struct sending {
+    struct switch_port *to;
+    unsigned n;      /* built */
+    unsigned pieces; /* used of the pool */
+};
+
+static void start_sending(struct net_switch *sw, struct batch *batch, struct sending *sending,
+                          struct switch_port *to)
+{
+    *sending = (struct sending){.to = to};
+    if (to->out.rate)
+        token_bucket_fill(&to->out, batch_now(sw, batch));
+}
+
+static void flush_sending(struct net_switch *sw, struct batch *batch, struct sending *sending)
+{
+    send_built(sw, batch, sending->to, sending->n);
+    sending->n = sending->pieces = 0;
+}
+
+static void add_frame(struct net_switch *sw, struct batch *batch, struct sending *sending,
+                      unsigned i)
+{
+    struct packet *packet = &batch->packets[i];
+    struct switch_port *to = sending->to;
+    struct net_frame *out;
+    unsigned pieces;
+
+    if (sending->pieces + batch->frames[i].iovcnt + 2 > POOL)
+        flush_sending(sw, batch, sending);
+    out = &batch->sent[sending->n];
+    pieces = make_frame(batch, i, path_form(to, &packet->tag, packet->vlan), out,
+                        &batch->pool[sending->pieces]);
+    if (pieces == 0) {
+        to->counters.dropped[SWITCH_DROP_TOO_LONG]++;
+        return;
+    }
+    if (to->out.rate && !token_bucket_take(&to->out, out->length)) {
+        to->counters.dropped[SWITCH_DROP_RATE_OUT]++;
+        return;
+    }
+    batch->sent_packet[sending->n++] = (uint8_t)i;
+    sending->pieces += pieces;
+}
+
+static void send_shares(struct net_switch *sw, struct batch *batch)
+{
+    for (unsigned s = 0; s < batch->n_shares; s++) {
+        const struct share *share = &batch->shares[s];
+        struct sending sending;
+
+        start_sending(sw, batch, &sending, share->to);
+        for (unsigned i = share->first; i < NET_BATCH; i = batch->packets[i].next)
+            add_frame(sw, batch, &sending, i);
+        flush_sending(sw, batch, &sending);
+    }
+}
+
+/* Whether one of the frames for many is for this port. */
+static bool is_for(struct batch *batch, struct packet *packet, const struct switch_port *to)
+{
+    int between;
+
+    if (!(packet->set == PATH_KNOWN && packet->known == to->number) &&
+        !path_wants(to, packet->set, packet->vlan))
+        return false;
+    between = path_between(batch->from, to);
+    if (between == SWITCH_DROP_ISOLATED)
+        packet->isolated = true;
+    packet->sent |= between == PATH_GO;
+    return between == PATH_GO;
+}
+
+static void send_many(struct net_switch *sw, struct batch *batch)
+{
+    for (unsigned p = 0; p < sw->ports_end; p++) {
+        struct switch_port *to = sw->ports[p];
+        struct sending sending;
+
+        if (!to || to->dead)
+            continue;
+        start_sending(sw, batch, &sending, to);
+        for (unsigned k = 0; k < batch->n_many; k++) {
+            if (is_for(batch, &batch->packets[batch->many[k]], to))
+                add_frame(sw, batch, &sending, batch->many[k]);
+        }
+        flush_sending(sw, batch, &sending);
+    }
+    for (unsigned k = 0; k < batch->n_many; k++) {
+        const struct packet *packet = &batch->packets[batch->many[k]];
+        enum switch_drop why = packet->set == PATH_UNKNOWN ? SWITCH_DROP_UNKNOWN
+                               : packet->isolated          ? SWITCH_DROP_ISOLATED
+                                                           : SWITCH_DROP_NOWHERE;
+
+        if (!packet->sent)
+            batch->from->counters.dropped[why]++;
+    }
+}
+
+/* ---- mirrors of what came in ---- */
+
+/* Makes the frame as it came. */
+static void make_as_came(struct batch *batch, unsigned i, unsigned n, unsigned *pieces)
+{
+    const struct packet_tag *tag = &batch->packets[i].tag;
+
+    *pieces += make_frame(batch, i, (struct path_form){tag->tagged, tag->tci}, &batch->sent[n],
+                          &batch->pool[*pieces]);
+}
+
+static void mirror_came(struct net_switch *sw, struct batch *batch, unsigned m)
+{
+    struct switch_mirror *mirror = &sw->mirrors[m];
+    unsigned n = 0, pieces = 0;
+
+    for (unsigned i = 0; i < batch->n; i++) {
+        struct packet *packet = &batch->packets[i];
+
+        if (packet->header < NET_FRAME_MIN || !mirror_takes(mirror, packet))
+            continue;
+        if (pieces + batch->frames[i].iovcnt + 2 > POOL) {
+            switch_mirror_frames(sw, mirror, batch->from, true, batch->sent, n);
+            n = pieces = 0;
+        }
+        packet->mirrored |= 1u << m;
+        make_as_came(batch, i, n++, &pieces);
+    }
+    if (n)
+        switch_mirror_frames(sw, mirror, batch->from, true, batch->sent, n);
+}
+
+/* The copies that rules ask for. */
+static void mirror_by_rules(struct net_switch *sw, struct batch *batch)
+{
+    for (unsigned i = 0; i < batch->n; i++) {
+        const struct packet *packet = &batch->packets[i];
+        struct sending sending;
+        unsigned pieces = 0;
+
+        if (packet->rule_mirror < 0)
+            continue;
+        start_sending(sw, batch, &sending, sw->ports[packet->rule_mirror]);
+        make_as_came(batch, i, 0, &pieces);
+        batch->sent_packet[0] = (uint8_t)i;
+        send_built(sw, batch, sending.to, 1);
+    }
+}
+
+static void mirror_all(struct net_switch *sw, struct batch *batch)
+{
+    for (uint32_t left = batch->from->mirror_in; left; left &= left - 1)
+        mirror_came(sw, batch, (unsigned)__builtin_ctz(left));
+    if (sw->classifier)
+        mirror_by_rules(sw, batch);
+}
+
+/* ---- the port's end ---- */
+
+static void drop_all(struct switch_port *port, const struct net_frame *frames, unsigned n,
+                     enum switch_drop why)
+{
+    port->counters.dropped[why] += n;
+    for (unsigned i = 0; i < n; i++)
+        port->counters.in_bytes += frames[i].length;
+}
+
+static unsigned end_deliver(struct net_port *end, const struct net_frame *frames, unsigned n)
+{
+    struct switch_port *port = switch_port_of(end);
+    struct net_switch *sw = port->sw;
+    struct batch *batch;
+
+    assert(n > 0 && n <= NET_BATCH);
+    port->counters.in_frames += n;
+    if (port->kind == SWITCH_PORT_MIRROR || sw->depth == SWITCH_DEPTH_MAX) {
+        drop_all(port, frames, n,
+                 port->kind == SWITCH_PORT_MIRROR ? SWITCH_DROP_MIRROR : SWITCH_DROP_NESTED);
+        return n;
+    }
+    batch = &sw->batches[sw->depth++];
+    batch->from = port;
+    batch->frames = frames;
+    batch->n = n;
+    batch->n_shares = batch->n_many = 0;
+    batch->now_ns = 0;
+    decide_all(sw, batch);
+    if (port->mirror_in || sw->classifier)
+        mirror_all(sw, batch);
+    send_shares(sw, batch);
+    if (batch->n_many)
+        send_many(sw, batch);
+    sw->depth--;
+    if (sw->graves && sw->depth == 0)
+        switch_bury(sw);
+    return n;
+}
+
+/* The end of one sender's run is a good time for all that was sent to. */
+static void end_flush(struct net_port *end)
+{
+    struct net_switch *sw = switch_port_of(end)->sw;
+
+    while (sw->n_dirty) {
+        struct switch_port *port = sw->ports[sw->dirty[--sw->n_dirty]];
+
+        port->dirty = false;
+        net_port_flush(&port->end);
+    }
+}
+
+/* Was plugged in or out, as the peer is there or not. */
+static void end_plugged(struct net_port *end)
+{
+    switch_port_plugged(switch_port_of(end));
+}
+
+/* Also what an end gets whose peer is gone. Nothing was held back, so room is no news. */
+static void end_ready(struct net_port *end)
+{
+    if (!end->peer)
+        switch_port_plugged(switch_port_of(end));
+}
+
+static void end_filter_changed(struct net_port *end, const struct net_receive_filter *filter)
+{
+    switch_port_filter(switch_port_of(end), filter);
+}
+
+const struct net_port_ops switch_port_ops = {
+    .deliver = end_deliver,
+    .flush = end_flush,
+    .ready = end_ready,
+    .filter_changed = end_filter_changed,
+    .plugged = end_plugged,
+};
+
+int switch_batches_create(struct net_switch *sw)
+{
+    sw->batches = aligned_alloc(64, SWITCH_DEPTH_MAX * sizeof(*sw->batches));
+    return sw->batches ? 0 : -ENOMEM;
+}
