@@ -40,9 +40,12 @@ _ferry_run() {
 # _ferry_guests: the names of the guests that run.
 _ferry_guests() { ferry ps 2>/dev/null | awk 'NR > 1 { print $1 }'; }
 
+# _ferry_labs: the names of the processes that have several guests.
+_ferry_labs() { _ferry_guests | sed -n 's,/.*,,p' | sort -u; }
+
 _ferry() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-    local commands='run ps pause resume reboot stop save restore doctor'
+    local commands='run up down ps console pause resume reboot stop save restore doctor'
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "$commands help --help --version" -- "$word")
@@ -55,6 +58,12 @@ _ferry() {
         run)    _ferry_run "$word" "$previous" ;;
         help)   mapfile -t COMPREPLY < <(compgen -W "$commands" -- "$word") ;;
         ps | doctor) mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$word") ;;
+        up)
+            mapfile -t COMPREPLY < <(compgen -f -W '--detach --verbose --help' -- "$word") ;;
+        down)
+            mapfile -t COMPREPLY < <(compgen -W "$(_ferry_labs) --force --help" -- "$word") ;;
+        console)
+            mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --dump --help" -- "$word") ;;
         pause | resume | reboot)
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --help" -- "$word") ;;
         stop)

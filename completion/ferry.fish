@@ -1,6 +1,9 @@
 # Completion of ferry's command line for fish.
 complete -c ferry -f
 complete -c ferry -n __fish_use_subcommand -a run -d 'Boot a guest on this terminal'
+complete -c ferry -n __fish_use_subcommand -a up -d 'Run the guests of a lab'
+complete -c ferry -n __fish_use_subcommand -a down -d 'End the guests of a lab'
+complete -c ferry -n __fish_use_subcommand -a console -d 'Attach to a guest\'s console'
 complete -c ferry -n __fish_use_subcommand -a ps -d 'List the guests that run'
 complete -c ferry -n __fish_use_subcommand -a pause -d 'Stop a guest\'s CPUs until it is resumed'
 complete -c ferry -n __fish_use_subcommand -a resume -d 'Let a paused guest run on'
@@ -11,12 +14,19 @@ complete -c ferry -n __fish_use_subcommand -a restore -d 'Go on with a guest tha
 complete -c ferry -n __fish_use_subcommand -a doctor -d 'Show what this host offers to guests'
 complete -c ferry -n __fish_use_subcommand -a help -d 'Show a help page'
 complete -c ferry -n __fish_use_subcommand -l version -d 'Show the version'
-complete -c ferry -n '__fish_seen_subcommand_from help' -a 'run ps pause resume reboot stop save restore doctor'
+complete -c ferry -n '__fish_seen_subcommand_from help' -a 'run up down ps console pause resume reboot stop save restore doctor'
 complete -c ferry -s h -l help -d 'Show the help page'
 
 complete -c ferry -n '__fish_seen_subcommand_from ps doctor save' -l json -d 'Print JSON'
 complete -c ferry -n '__fish_seen_subcommand_from stop' -s f -l force -d 'End the guest at once'
 complete -c ferry -n '__fish_seen_subcommand_from pause resume reboot stop save' -a '(ferry ps 2>/dev/null | awk "NR > 1 { print \$1 }")'
+complete -c ferry -n '__fish_seen_subcommand_from console' -a '(ferry ps 2>/dev/null | awk "NR > 1 { print \$1 }")'
+complete -c ferry -n '__fish_seen_subcommand_from console' -l dump -d 'Print the output that is kept'
+complete -c ferry -n '__fish_seen_subcommand_from up' -F
+complete -c ferry -n '__fish_seen_subcommand_from up' -s d -l detach -d 'Go to the background'
+complete -c ferry -n '__fish_seen_subcommand_from up' -s v -l verbose -d 'Say more; twice for everything'
+complete -c ferry -n '__fish_seen_subcommand_from down' -a '(ferry ps 2>/dev/null | sed -nE "2,\$s,^([^ /]+)/.*,\1,p" | sort -u)'
+complete -c ferry -n '__fish_seen_subcommand_from down' -s f -l force -d 'End the guests at once'
 complete -c ferry -n '__fish_seen_subcommand_from restore save' -F
 complete -c ferry -n '__fish_seen_subcommand_from restore' -l name -x -d 'Name of the guest'
 complete -c ferry -n '__fish_seen_subcommand_from restore' -s v -l verbose -d 'Say more; twice for everything'

@@ -92,6 +92,14 @@ struct chardev_stdio_config {
 int chardev_stdio_create(struct chardev **out, struct loop *loop, pthread_mutex_t *lock,
                          const struct chardev_stdio_config *config);
 
+/*
+ * A listening stream socket (SOCK_NONBLOCK, taken over on success): up to 8 come and go, see the last
+ * CHARDEV_RING_BYTES of output and what follows, and type. Output is never held up for want of a
+ * reader. 0 or -ENOMEM.
+ */
+int chardev_socket_create(struct chardev **out, struct loop *loop, pthread_mutex_t *lock,
+                          int listen_fd);
+
 /* For tests: nothing happens by itself, so that a test can be as slow a back end as it likes. */
 int chardev_memory_create(struct chardev **out);
 /* Takes up to n bytes of output away, returns how many. Calls `writable` when it is due. */

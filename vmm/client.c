@@ -95,21 +95,28 @@ static int socket_path(const char *name, char *path, size_t size)
     if (!err)
         err = rundir_path(folder, sizeof(folder));
     if (err)
-        return err == -EINVAL ? err : -ENOENT;
+        return -ENOENT;
     len = snprintf(path, size, "%s/%s" SUFFIX, folder, name);
     if (len < 0 || (size_t)len >= size)
         return -ENAMETOOLONG;
     return access(path, F_OK) < 0 ? -ENOENT : 0;
 }
 
-static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path,
-                        const struct client_request *request, const char *body,
-                        struct answer *answer)
-{
-    char url[256];
+/* Who is asked: a process, and which of its guests; "": it has one, or the request is about none. */
+struct target {
+    char process[CONTROL_NAME_MAX + 1];
+    char guest[CONTROL_NAME_MAX + 1];
+};
 
-    /* The host is a formality: the socket says who is asked. */
-    snprintf(url, sizeof(url), "http://ferry%s", request->path);
+static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path,
+                        const struct target *target, const struct client_request *request,
+                        const char *body, struct answer *answer)
+{
+    char url[512];
+
+    /* The host is a formality: the socket says who is asked. Names need no escaping. */
+    snprintf(url, sizeof(url), "http://ferry%s%s%s", request->path,
+             target->guest[0] ? "?guest=" : "", target->guest);
     api->setopt(curl, CURLOPT_URL, url);
     api->setopt(curl, CURLOPT_UNIX_SOCKET_PATH, path);
     api->setopt(curl, CURLOPT_CUSTOMREQUEST, request->method);
@@ -124,6 +131,13 @@ static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path
     return api->perform(curl);
 }
 
+static bool is_about_guest(const struct client_request *request)
+{
+    static const char prefix[] = "/api/v1/vm.";
+
+    return strncmp(request->path, prefix, strlen(prefix)) == 0;
+}
+
 static int read_answer(const struct client_request *request, long status,
                        const struct answer *answer, json_t **reply)
 {
@@ -131,6 +145,10 @@ static int read_answer(const struct client_request *request, long status,
 
     if (answer->length > 0)
         json = json_loadb(answer->bytes, answer->length, JSON_DECODE_ANY, NULL);
+    if (status == 404 && is_about_guest(request)) {
+        json_decref(json);
+        return -ENOENT; /* the guest; told by client_ask() */
+    }
     if (status / 100 != 2) {
         if (!request->quiet)
             log_error("%s: %s: %s", request->name, request->path,
@@ -150,57 +168,133 @@ static int read_answer(const struct client_request *request, long status,
     return 0;
 }
 
-/* The socket of a process that was killed is still there, but nobody answers. */
-static int log_failure(const struct client_request *request, CURLcode code,
-                       const struct curl_api *api)
-{
-    if (code == CURLE_COULDNT_CONNECT) {
-        if (!request->quiet)
-            log_error("no guest named '%s' runs; see 'ferry ps'", request->name);
-        return -ENOENT;
-    }
-    if (!request->quiet)
-        log_error("%s: %s", request->name, api->strerror(code));
-    return -EIO;
-}
-
-int client_ask(const struct client_request *request, json_t **reply)
+/* One request to one process. The socket of one that was killed is still there, but nobody answers:
+ * -ENOENT, which the caller logs. */
+static int ask_target(const struct curl_api *api, const struct target *target,
+                      const struct client_request *request, json_t **reply)
 {
     char path[PATH_MAX + 80], *body = NULL;
     struct answer answer = {0};
-    struct curl_api api;
     long status = 0;
     CURLcode code;
     CURL *curl;
-    int err = socket_path(request->name, path, sizeof(path));
+    int err = socket_path(target->process, path, sizeof(path));
 
-    if (reply)
-        *reply = NULL;
-    if (err) {
-        if (!request->quiet)
-            log_error("no guest named '%s' runs; see 'ferry ps'", request->name);
-        return err;
-    }
-    err = load_curl(&api);
     if (err)
         return err;
-    curl = api.init();
+    curl = api->init();
     if (!curl)
         return -ENOMEM;
     if (request->body)
         body = json_dumps(request->body, JSON_COMPACT);
-    code = perform(&api, curl, path, request, body, &answer);
+    code = perform(api, curl, path, target, request, body, &answer);
     if (code == CURLE_OK) {
-        api.getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
+        api->getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
         err = read_answer(request, status, &answer, reply);
+    } else if (code == CURLE_COULDNT_CONNECT) {
+        err = -ENOENT;
     } else {
-        err = log_failure(request, code, &api);
+        if (!request->quiet)
+            log_error("%s: %s", request->name, api->strerror(code));
+        err = -EIO;
     }
-    api.cleanup(curl);
+    api->cleanup(curl);
     free(body);
     free(answer.bytes);
     return err;
 }
+
+/* ---- which process has the guest ---- */
+
+struct search {
+    const struct curl_api *api;
+    const char *guest;
+    struct target found;
+    unsigned n_found;
+};
+
+static void look_into(void *arg, const char *process)
+{
+    const struct client_request list = {
+        .name = process, .method = "GET", .path = "/api/v1/vmm.guests", .quiet = true};
+    struct search *search = arg;
+    struct target target = {0};
+    json_t *guests = NULL, *guest;
+    size_t i;
+
+    snprintf(target.process, sizeof(target.process), "%s", process);
+    if (ask_target(search->api, &target, &list, &guests) < 0)
+        return;
+    json_array_foreach(guests, i, guest) {
+        const char *name = json_string_value(json_object_get(guest, "name"));
+
+        if (!name || strcmp(name, search->guest) != 0)
+            continue;
+        snprintf(target.guest, sizeof(target.guest), "%s", name);
+        search->found = target;
+        search->n_found++;
+    }
+    json_decref(guests);
+}
+
+static int find_guest(const struct curl_api *api, const struct client_request *request,
+                      struct target *target)
+{
+    struct search search = {.api = api, .guest = request->name};
+    int err = client_names(look_into, &search);
+
+    if (err)
+        return err;
+    if (search.n_found == 1)
+        *target = search.found;
+    if (search.n_found > 1 && !request->quiet)
+        log_error("several guests are named '%s': say PROCESS/%s; see 'ferry ps'", request->name,
+                  request->name);
+    return search.n_found == 0 ? -ENOENT : search.n_found == 1 ? 0 : -EINVAL;
+}
+
+/* "NAME" or "PROCESS/GUEST". */
+static int read_name(const char *name, struct target *target)
+{
+    const char *slash = strchr(name, '/');
+    int length = slash ? (int)(slash - name) : (int)strlen(name);
+
+    *target = (struct target){0};
+    if (length > CONTROL_NAME_MAX || (slash && control_check_name(slash + 1) < 0))
+        return -ENOENT;
+    snprintf(target->process, sizeof(target->process), "%.*s", length, name);
+    if (slash)
+        snprintf(target->guest, sizeof(target->guest), "%s", slash + 1);
+    return 0;
+}
+
+int client_ask(const struct client_request *request, json_t **reply)
+{
+    struct target target;
+    struct curl_api api;
+    int err;
+
+    if (reply)
+        *reply = NULL;
+    err = read_name(request->name, &target);
+    if (!err) {
+        err = load_curl(&api);
+        if (err)
+            return err;
+        err = ask_target(&api, &target, request, reply);
+        if (err == -ENOENT && !target.guest[0] && is_about_guest(request)) {
+            err = find_guest(&api, request, &target);
+            if (!err)
+                err = ask_target(&api, &target, request, reply);
+        }
+    }
+    if (err == -ENOENT && !request->quiet)
+        log_error("no %s named '%s' runs; see 'ferry ps'",
+                  is_about_guest(request) ? "guest" : "process", request->name);
+    return err;
+}
+
+/* ---- the sockets there are ---- */
 
 static int is_socket(const struct dirent *entry)
 {

@@ -54,6 +54,9 @@ extern const struct command cmd_pause;
 extern const struct command cmd_resume;
 extern const struct command cmd_reboot;
 extern const struct command cmd_stop;
+extern const struct command cmd_console;
+extern const struct command cmd_up;
+extern const struct command cmd_down;
 extern const struct command cmd_save;
 extern const struct command cmd_restore;
 
@@ -69,12 +72,26 @@ void cmd_print_help(const struct command *command);
 /* ---- for the commands that run a guest; in cmd_run.c ---- */
 
 struct machine;
+struct machine_config;
 struct process;
 
 /* A parser for a flag that may be repeated: unsigned, counted up. */
 int cmd_count_up(const struct option_key *key, const char *text, void *field);
 /* What -v means, given so many times. */
 void cmd_set_verbosity(unsigned verbose);
+/* The option of `ferry run` that a lab's file means by the same name, or NULL: it has none. */
+const struct cmd_option *cmd_run_option(const char *name);
+/* Whether the option takes a list, and may come more than once. */
+bool cmd_run_option_repeats(const struct cmd_option *option);
+/* Reads it from a list, which has one item without a name where the option takes one value. 0,
+ * -EINVAL, -ENOMEM, -ENOSPC; logged by the places in the list. */
+int cmd_run_set(const struct cmd_option *option, const struct option_list *list,
+                struct machine_config *config);
+/* Asks the host for what the whole must be had: memory. `where` is for messages. 0 or -EINVAL, logged. */
+int cmd_check_memory(const char *where, const struct machine_config *config);
+/* What a guest's end means as an exit status. */
+enum exit_status cmd_status_of(const struct machine *machine);
+
 /* Runs the process's only guest to its end, takes all down, and says how it ended. */
 enum exit_status cmd_run_machine(struct process *process, struct machine *machine);
 

@@ -103,8 +103,45 @@ static const struct cmd_option options[] = {
     {0},
 };
 
+/* ---- the same options in a lab's file ---- */
+
+/* Those that a file does not have: a guest's name is its key, and messages are the process's. */
+static bool is_of_file(const struct cmd_option *option)
+{
+    return option->key.offset < offsetof(struct run_options, verbose) &&
+           strcmp(option->key.name, "name") != 0;
+}
+
+const struct cmd_option *cmd_run_option(const char *name)
+{
+    for (const struct cmd_option *option = options; option->key.name; option++)
+        if (strcmp(option->key.name, name) == 0)
+            return is_of_file(option) ? option : NULL;
+    return NULL;
+}
+
+bool cmd_run_option_repeats(const struct cmd_option *option)
+{
+    return option->read == read_disk || option->read == read_net;
+}
+
+/* The options' fields are found from the struct that has the machine's at its beginning. */
+_Static_assert(offsetof(struct run_options, machine) == 0, "a machine_config will do");
+
+int cmd_run_set(const struct cmd_option *option, const struct option_list *list,
+                struct machine_config *config)
+{
+    if (option->read == read_memory)
+        return machine_config_set_memory(config, list);
+    if (option->read == read_disk)
+        return machine_config_put_disk(config, list);
+    if (option->read == read_net)
+        return machine_config_put_net(config, list);
+    return option_set(list->where, &option->key, list->items[0].value, config);
+}
+
 /* More than the host can have is a mistake; finding that out by running would end other programs. */
-static int check_memory(const struct machine_config *config)
+int cmd_check_memory(const char *where, const struct machine_config *config)
 {
     struct sysinfo host;
     char asked[OPTION_SIZE_MAX];
@@ -116,20 +153,22 @@ static int check_memory(const struct machine_config *config)
     if (config->memory.size <= has)
         return 0;
     option_format_size(config->memory.size, asked, sizeof(asked));
-    log_error("--memory: '%s' is not valid: at most %llu MiB was expected, all that this host has",
+    log_error("%s: '%s' is not valid: at most %llu MiB was expected, all that this host has", where,
               asked, (unsigned long long)(has / MIB));
     return -EINVAL;
 }
 
-static enum exit_status status_of(enum machine_outcome outcome, int signal_number)
+enum exit_status cmd_status_of(const struct machine *machine)
 {
-    switch (outcome) {
+    int signal_number;
+
+    switch (machine_outcome(machine, &signal_number)) {
     case MACHINE_POWERED_OFF:
     case MACHINE_WAS_RESET:
     case MACHINE_SAVED:
     case MACHINE_QUIT: return STATUS_OK;
     case MACHINE_CRASHED: return STATUS_CRASHED;
-    case MACHINE_KILLED: return STATUS_SIGNAL + (unsigned)signal_number;
+    case MACHINE_KILLED: return signal_number ? STATUS_SIGNAL + (unsigned)signal_number : STATUS_OK;
     case MACHINE_FAILED: return STATUS_FAILED;
     }
     return STATUS_FAILED;
@@ -138,13 +177,9 @@ static enum exit_status status_of(enum machine_outcome outcome, int signal_numbe
 enum exit_status cmd_run_machine(struct process *process, struct machine *machine)
 {
     enum exit_status status = STATUS_FAILED;
-    enum machine_outcome outcome;
-    int signal_number;
 
-    if (process_run(process, NULL, NULL) == 0) {
-        outcome = machine_outcome(machine, &signal_number);
-        status = status_of(outcome, signal_number);
-    }
+    if (process_run(process, NULL, NULL) == 0)
+        status = cmd_status_of(machine);
     process_destroy(process);
     return status;
 }
@@ -183,7 +218,7 @@ static enum exit_status run(const struct command *command, int argc, char **argv
         break;
     case CMD_PARSED:
         cmd_set_verbosity(wanted.verbose);
-        if (machine_config_finish(&wanted.machine) == 0 && check_memory(&wanted.machine) == 0)
+        if (machine_config_finish(&wanted.machine) == 0 && cmd_check_memory("--memory", &wanted.machine) == 0)
             status = create_and_run(&wanted.machine);
         break;
     }

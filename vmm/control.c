@@ -113,7 +113,6 @@ static unsigned status_of(int error, const json_t *reply)
     switch (error) {
     case 0: return reply ? MHD_HTTP_OK : MHD_HTTP_NO_CONTENT;
     case -EINVAL: return MHD_HTTP_BAD_REQUEST;
-    case -ENOENT: return MHD_HTTP_NOT_FOUND;
     case -EALREADY: return MHD_HTTP_CONFLICT;
     default: return MHD_HTTP_INTERNAL_SERVER_ERROR;
     }
@@ -189,8 +188,15 @@ static enum MHD_Result serve(struct control *c, struct MHD_Connection *connectio
         return answer_error(c, connection, MHD_HTTP_BAD_REQUEST, "the body is no JSON object");
     if (table->pick)
         err = table->pick(c->opaque, body, &object, &reply);
-    if (!err)
-        err = route->handle(object, body, &reply);
+    if (err) {
+        enum MHD_Result result =
+            answer(c, connection, err == -ENOENT ? MHD_HTTP_NOT_FOUND : MHD_HTTP_BAD_REQUEST, reply);
+
+        json_decref(body);
+        json_decref(reply);
+        return result;
+    }
+    err = route->handle(object, body, &reply);
     json_decref(body);
     if (err == -EINPROGRESS) {
         wait_for_answer(c, connection, object, request);

@@ -23,7 +23,7 @@ struct control_route {
      * of the address (?guest=web); NULL when there is neither; borrowed. 0: the
      * answer is *reply (owned by the caller, status 200) or, left NULL, nothing (204). -EINVAL: the
      * body is wrong (400); -EALREADY: the guest is in that state already (409); -EINPROGRESS: the
-     * answer comes later, by control_answer(); -ENOENT: there is no such thing (404); others: 500. For an error *reply may be a JSON string
+     * answer comes later, by control_answer(); others: 500. For an error *reply may be a JSON string
      * that says why.
      */
     int (*handle)(void *object, const json_t *body, json_t **reply);

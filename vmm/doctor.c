@@ -30,6 +30,7 @@
 #include "vmm/probe.h"
 #include "vmm/util/log.h"
 #include "vmm/vm.h"
+#include "vmm/yaml_api.h"
 
 #define IO_URING_SWITCH "/proc/sys/kernel/io_uring_disabled"
 
@@ -270,6 +271,7 @@ static const struct {
      "on Debian: apt-get install libmicrohttpd12"},
     {"libcurl", CURL_SONAME, CURL_OTHER_SONAME, "ferry ps, pause, resume, reboot and stop",
      "on Debian: apt-get install libcurl3-gnutls"},
+    {"libyaml", YAML_SONAME, YAML_SONAME, "ferry up", "on Debian: apt-get install libyaml-0-2"},
 };
 
 static void check_libraries(struct diagnosis *diagnosis, json_t *host)

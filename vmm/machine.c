@@ -96,11 +96,6 @@ void machine_quit(struct machine *m)
     end(m, MACHINE_QUIT);
 }
 
-static void quit_typed(void *arg)
-{
-    machine_quit(arg);
-}
-
 void machine_restart(struct machine *m, const char *cause)
 {
     raise_event(&m->events, MACHINE_RESET, cause);
@@ -117,8 +112,8 @@ static void grace_over(struct loop_timer *timer)
 {
     struct machine *m = (struct machine *)((char *)timer - offsetof(struct machine, grace));
 
-    log_warn("the guest did not power off within %u s of the power button; ending it",
-             m->config->grace_s);
+    log_warn("%sthe guest did not power off within %u s of the power button; ending it",
+             m->label, m->config->grace_s);
     end(m, MACHINE_KILLED);
 }
 
@@ -225,28 +220,6 @@ static int build_busses(struct machine *m)
         .lock = &m->lock,
     };
     return err;
-}
-
-static int build_console(struct machine *m)
-{
-    const struct chardev_stdio_config stdio = {
-        .in_fd = STDIN_FILENO,
-        .out_fd = STDOUT_FILENO,
-        .quit = quit_typed,
-        .arg = m,
-    };
-    int err;
-
-    switch (m->config->console) {
-    case CONSOLE_SERIAL:
-        return chardev_stdio_create(&m->serial, m->loop, &m->lock, &stdio);
-    case CONSOLE_VIRTIO:
-        err = chardev_stdio_create(&m->virtio_console, m->loop, &m->lock, &stdio);
-        return err ? err : chardev_null_create(&m->serial);
-    case CONSOLE_OFF:
-        return chardev_null_create(&m->serial);
-    }
-    return -EINVAL;
 }
 
 /* Puts a class on the PCI bus and takes the device over; on error the class is destroyed. */
@@ -360,14 +333,15 @@ static int build_vcpus(struct machine *m)
 
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
-    build_kernel, build_memory, build_vm,  build_busses,         build_console, machine_arch_devices,
-    build_disks,  build_nets,   build_rng, build_virtio_console, build_vcpus,   machine_arch_load,
+    build_kernel, build_memory, build_vm, build_busses, machine_build_console,
+    machine_arch_devices, build_disks, build_nets, build_rng, build_virtio_console, build_vcpus,
+    machine_arch_load,
 };
 
 /* The same machine, but what it holds comes from a file. */
 static int (*const restore_steps[])(struct machine *) = {
-    build_memory, build_vm,  build_busses,         build_console, machine_arch_devices, build_disks,
-    build_nets,   build_rng, build_virtio_console, build_vcpus,   machine_load,
+    build_memory, build_vm,  build_busses, machine_build_console, machine_arch_devices,
+    build_disks,  build_nets, build_rng, build_virtio_console, build_vcpus, machine_load,
 };
 
 static int build(struct machine *m, int (*const steps[])(struct machine *), size_t n)
@@ -393,6 +367,8 @@ static struct machine *new_machine(struct process *process, const struct machine
     m->control = process_control(process);
     m->grace.expired = grace_over;
     m->events.raise = raise_event;
+    if (config->lab)
+        snprintf(m->label, sizeof(m->label), "%s: ", config->name);
     pthread_mutex_init(&m->lock, NULL);
     pthread_mutex_init(&m->event_lock, NULL);
     return m;
@@ -596,15 +572,15 @@ static int handle_event(struct machine *m)
         return 0;
     switch (event) {
     case MACHINE_POWER_OFF:
-        log_info("power off: %s", cause);
+        log_info("%spower off: %s", m->label, cause);
         end(m, MACHINE_POWERED_OFF);
         return 0;
     case MACHINE_PANIC:
-        log_error("the guest crashed: %s", cause);
+        log_error("%sthe guest crashed: %s", m->label, cause);
         end(m, MACHINE_CRASHED);
         return 0;
     case MACHINE_RESET:
-        log_info("reset: %s", cause);
+        log_info("%sreset: %s", m->label, cause);
         if (!m->config->no_reboot)
             return restart(m);
         end(m, MACHINE_WAS_RESET);
@@ -636,9 +612,29 @@ void machine_halt(struct machine *m)
     vcpus_park(m->vcpus);
 }
 
+const char *machine_name(const struct machine *m)
+{
+    return m->config->name;
+}
+
+const char *machine_outcome_text(enum machine_outcome outcome)
+{
+    switch (outcome) {
+    case MACHINE_POWERED_OFF: return "powered off";
+    case MACHINE_WAS_RESET: return "reset";
+    case MACHINE_CRASHED: return "crashed";
+    case MACHINE_QUIT: return "ended";
+    case MACHINE_SAVED: return "saved";
+    case MACHINE_KILLED: return "killed, having stayed up after its power button was pressed";
+    case MACHINE_FAILED: return "failed by the host";
+    }
+    return "";
+}
+
 enum machine_outcome machine_outcome(const struct machine *m, int *signal_number)
 {
-    *signal_number = m->signal_number;
+    if (signal_number)
+        *signal_number = m->signal_number;
     return m->outcome;
 }
 
@@ -662,8 +658,7 @@ void machine_destroy(struct machine *m)
     }
     for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
         uplink_destroy(m->uplinks[i]);
-    chardev_destroy(m->virtio_console);
-    chardev_destroy(m->serial);
+    machine_remove_console(m);
     bus_destroy(m->mmio);
     bus_destroy(m->pio);
     vm_destroy(m->vm);

@@ -42,7 +42,12 @@ int machine_restore(struct machine **out, struct process *process,
                     const struct machine_config *config, const struct snapshot *snapshot,
                     const struct stream_reader *reader);
 
-/* How a guest that has ended did, and what signal asked for it, or 0. */
+const char *machine_name(const struct machine *machine);
+/* "powered off" */
+const char *machine_outcome_text(enum machine_outcome outcome);
+
+/* How a guest that has ended did, and in *signal_number (may be NULL) what signal
+ * asked for it, or 0. */
 enum machine_outcome machine_outcome(const struct machine *machine, int *signal_number);
 
 /* Takes all down, in the reverse order of building. NULL is fine. */

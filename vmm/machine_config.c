@@ -44,6 +44,7 @@ void machine_config_fini(struct machine_config *config)
         uplink_config_fini(&config->nets[i].uplink);
     }
     free(config->name);
+    free(config->lab);
     free(config->kernel);
     free(config->initrd);
     free(config->append);
@@ -253,17 +254,25 @@ static char *default_append(const struct machine_config *config)
     return append;
 }
 
+/* FNV-1a, 64 bits. */
+static uint64_t hash_text(uint64_t hash, const char *text)
+{
+    for (const char *c = text; *c; c++)
+        hash = (hash ^ (uint8_t)*c) * 0x100000001B3u;
+    return hash;
+}
+
 /*
  * A station's address of our own making: locally administered (IEEE 802 §8.4), the same for the
- * same name and place, so that a guest with a name finds its NIC unchanged at its next start.
+ * same names and place, so that a guest with a name finds its NIC unchanged at its next start.
  */
-static struct option_mac default_mac(const char *name, unsigned index)
+static struct option_mac default_mac(const struct machine_config *config, unsigned index)
 {
     struct option_mac mac = {.bytes = {0x02}, .given = true};
-    uint64_t hash = 0xCBF29CE484222325u; /* FNV-1a, 64 bits */
+    uint64_t hash = hash_text(0xCBF29CE484222325u, config->name);
 
-    for (const char *c = name; *c; c++)
-        hash = (hash ^ (uint8_t)*c) * 0x100000001B3u;
+    if (config->lab)
+        hash = hash_text(hash_text(hash, "/"), config->lab);
     hash = (hash ^ index) * 0x100000001B3u;
     for (unsigned i = 1; i < 6; i++)
         mac.bytes[i] = (uint8_t)(hash >> 8 * i);
@@ -280,15 +289,15 @@ static bool mac_taken(const struct machine_config *config, unsigned index)
     return false;
 }
 
-static int finish_nets(struct machine_config *config)
+static int finish_nets(struct machine_config *config, const char *where)
 {
     for (unsigned i = 0; i < config->n_nets; i++) {
         struct net_options *net = &config->nets[i];
 
         if (!net->mac.given)
-            net->mac = default_mac(config->name, i);
+            net->mac = default_mac(config, i);
         if (mac_taken(config, i)) {
-            log_error("--net: two network cards have the same mac=");
+            log_error("%s: two network cards have the same mac=", where);
             return -EINVAL;
         }
     }
@@ -296,6 +305,11 @@ static int finish_nets(struct machine_config *config)
 }
 
 int machine_config_finish(struct machine_config *config)
+{
+    return machine_config_finish_at(config, "--net");
+}
+
+int machine_config_finish_at(struct machine_config *config, const char *where)
 {
     if (!config->kernel) {
         log_error("--kernel is missing: say which kernel to boot, as in --kernel vmlinuz");
@@ -315,7 +329,7 @@ int machine_config_finish(struct machine_config *config)
         if (!config->append)
             goto no_memory;
     }
-    return finish_nets(config);
+    return finish_nets(config, where);
 
 no_memory:
     log_error("out of memory");

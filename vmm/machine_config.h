@@ -48,6 +48,8 @@ enum console_kind {
 
 struct machine_config {
     char *name;
+    char *lab;           /* the process's name where several guests share it; else NULL */
+    bool console_socket; /* the console is on a socket instead of the terminal */
     unsigned cpus;
     struct memory_options memory;
     char *kernel;
@@ -86,5 +88,7 @@ int machine_config_put_net(struct machine_config *config, const struct option_li
  * kernel's command line, the NICs' addresses. 0, -EINVAL (logged), -ENOMEM (logged).
  */
 int machine_config_finish(struct machine_config *config);
+/* The same, of a guest in a file: `where` is its place. */
+int machine_config_finish_at(struct machine_config *config, const char *where);
 
 #endif

@@ -39,19 +39,35 @@ static json_t *describe_nets(const struct machine_config *config)
     return nets;
 }
 
-static int info(void *opaque, const json_t *body, json_t **reply)
+/* Of the two consoles that a guest may have, the one that is connected. */
+static json_t *describe_console(const struct machine *m, enum console_kind kind)
 {
-    const struct machine *m = opaque;
+    if (m->config->console != kind)
+        return json_pack("{s:s}", "mode", kind == CONSOLE_SERIAL ? "Null" : "Off");
+    if (!m->config->console_socket)
+        return json_pack("{s:s}", "mode", "Tty");
+    return json_pack("{s:s, s:s}", "mode", "Socket", "socket", m->console_path);
+}
+
+json_t *machine_describe(const struct machine *m)
+{
     const struct machine_config *c = m->config;
 
+    return json_pack(
+        "{s:s, s:i, s:s, s:I, s:{s:{s:i}, s:{s:I}, s:{s:s, s:s?, s:s}, s:o, s:o, s:o, s:o}}",
+        "name", c->name, "pid", (int)getpid(), "state",
+        m->ended ? "Shutdown" : m->saving ? "Saving" : m->paused ? "Paused" : "Running",
+        "memory_actual_size", (json_int_t)c->memory.size, "config", "cpus", "boot_vcpus",
+        (int)c->cpus, "memory", "size", (json_int_t)c->memory.size, "payload", "kernel", c->kernel,
+        "initramfs", c->initrd, "cmdline", c->append, "disks", describe_disks(c), "net",
+        describe_nets(c), "serial", describe_console(m, CONSOLE_SERIAL), "console",
+        describe_console(m, CONSOLE_VIRTIO));
+}
+
+static int info(void *opaque, const json_t *body, json_t **reply)
+{
     (void)body;
-    *reply = json_pack("{s:s, s:i, s:s, s:I, s:{s:{s:i}, s:{s:I}, s:{s:s, s:s?, s:s}, s:o, s:o}}",
-                       "name", c->name, "pid", (int)getpid(), "state",
-                       m->saving ? "Saving" : m->paused ? "Paused" : "Running", "memory_actual_size",
-                       (json_int_t)c->memory.size, "config", "cpus", "boot_vcpus", (int)c->cpus,
-                       "memory", "size", (json_int_t)c->memory.size, "payload", "kernel", c->kernel,
-                       "initramfs", c->initrd, "cmdline", c->append, "disks", describe_disks(c),
-                       "net", describe_nets(c));
+    *reply = machine_describe(opaque);
     return *reply ? 0 : -ENOMEM;
 }
 

@@ -27,6 +27,7 @@ struct machine {
     struct process *process;             /* borrowed, and of it: */
     struct loop *loop;
     struct control *control;             /* NULL: there is no folder for its socket */
+    char label[CONTROL_NAME_MAX + 3];    /* "NAME: " before messages where there are several guests */
     struct device_env env;               /* what is handed to each device */
 
     /* Borrowed while a saved guest is being restored; else NULL. */
@@ -41,6 +42,7 @@ struct machine {
     struct bus *pio, *mmio;
     struct chardev *serial;         /* the UART's back end */
     struct chardev *virtio_console; /* or NULL */
+    char console_path[108];         /* of the console's socket; "": there is none */
     struct device *devices[MACHINE_MAX_DEVICES];
     /* Borrowed: the thread whose loop a device is on; NULL: the process's loop. */
     struct loop_thread *device_threads[MACHINE_MAX_DEVICES];
@@ -81,6 +83,11 @@ int machine_add_device_on(struct machine *m, struct device *dev, struct loop_thr
 int machine_on_device(struct machine *m, unsigned index,
                       int (*work)(struct device *dev, void *arg), void *arg);
 
+/* ---- the console; machine_console.c ---- */
+
+int machine_build_console(struct machine *m);
+void machine_remove_console(struct machine *m);
+
 /* ---- for the process; not from a callback of the loop ---- */
 
 void machine_start(struct machine *m);
@@ -99,6 +106,8 @@ void machine_kill(struct machine *m);
 /* ---- what the control socket can ask for; loop's thread; machine_control.c has the routes ---- */
 
 extern const struct control_route machine_routes[];
+/* What vm.info answers; NULL without memory. */
+json_t *machine_describe(const struct machine *m);
 
 /* vCPUs parked, devices take no new requests; those in flight end soon after. -EALREADY. */
 int machine_pause(struct machine *m);

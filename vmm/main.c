@@ -10,9 +10,9 @@
 #include "vmm/cmd.h"
 #include "vmm/util/log.h"
 
-static const struct command *const commands[] = {&cmd_run,    &cmd_ps,   &cmd_pause, &cmd_resume,
-                                                 &cmd_reboot, &cmd_stop, &cmd_save,  &cmd_restore,
-                                                 &cmd_doctor};
+static const struct command *const commands[] = {&cmd_run,   &cmd_up,     &cmd_down,   &cmd_ps,
+                                                 &cmd_console, &cmd_pause, &cmd_resume, &cmd_reboot,
+                                                 &cmd_stop,  &cmd_save,   &cmd_restore, &cmd_doctor};
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 static void print_help(FILE *to)

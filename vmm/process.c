@@ -14,6 +14,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
@@ -36,6 +37,11 @@ struct process {
     struct control *control; /* NULL: there is no folder for its socket */
     struct machine *guests[PROCESS_MAX_GUESTS];
     unsigned n_guests;
+    struct {
+        char name[CONTROL_NAME_MAX + 1];
+        const char *how;
+    } past[PROCESS_MAX_GUESTS]; /* those that have ended */
+    unsigned n_past;
 };
 
 /* ---- signals ---- */
@@ -134,6 +140,7 @@ void process_destroy(struct process *p)
 {
     if (!p)
         return;
+    control_answer(p->control, p, 0, NULL); /* whoever waits for all guests to end */
     control_destroy(p->control);
     p->control = NULL;
     while (p->n_guests > 0)
@@ -192,6 +199,16 @@ struct machine *process_guest(const struct process *p, unsigned index)
     return index < p->n_guests ? p->guests[index] : NULL;
 }
 
+bool process_past_guest(const struct process *p, unsigned index, const char **name,
+                        const char **how)
+{
+    if (index >= p->n_past)
+        return false;
+    *name = p->past[index].name;
+    *how = p->past[index].how;
+    return true;
+}
+
 struct machine *process_find_guest(const struct process *p, const char *name)
 {
     for (unsigned i = 0; i < p->n_guests; i++)
@@ -216,6 +233,14 @@ static void serve(struct process *p)
     }
 }
 
+static void note_end(struct process *p, const struct machine *m)
+{
+    if (p->n_past == PROCESS_MAX_GUESTS)
+        return;
+    snprintf(p->past[p->n_past].name, sizeof(p->past[0].name), "%s", m->config->name);
+    p->past[p->n_past++].how = machine_outcome_text(m->outcome);
+}
+
 /* Tells of those that have ended since; how many still run. */
 static unsigned take_ended(struct process *p, void (*ended)(void *arg, struct machine *machine),
                            void *arg)
@@ -230,6 +255,7 @@ static unsigned take_ended(struct process *p, void (*ended)(void *arg, struct ma
         } else if (!m->told) {
             m->told = true;
             machine_halt(m);
+            note_end(p, m);
             if (ended)
                 ended(arg, m);
         }

@@ -40,6 +40,9 @@ int process_add_guest(struct process *process, struct machine *machine);
 void process_remove_guest(struct process *process, struct machine *machine);
 unsigned process_guests(const struct process *process);
 struct machine *process_guest(const struct process *process, unsigned index);
+/* Those that have ended: false when there is no such one. *how is "crashed" and the like. */
+bool process_past_guest(const struct process *process, unsigned index, const char **name,
+                        const char **how);
 /* The guest of that name, or NULL. */
 struct machine *process_find_guest(const struct process *process, const char *name);
 

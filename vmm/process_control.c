@@ -22,6 +22,49 @@ static int ping(void *opaque, const json_t *body, json_t **reply)
     return *reply ? 0 : -ENOMEM;
 }
 
+static json_t *describe_past(const struct process *process)
+{
+    json_t *past = json_array();
+    const char *name, *how;
+
+    for (unsigned i = 0; process_past_guest(process, i, &name, &how); i++)
+        json_array_append_new(past, json_pack("{s:s, s:i, s:s, s:s}", "name", name, "pid",
+                                              (int)getpid(), "state", "Shutdown", "reason", how));
+    return past;
+}
+
+/* Each as vm.info tells of it, and those that have ended. */
+static int list_guests(void *opaque, const json_t *body, json_t **reply)
+{
+    const struct process *process = opaque;
+    json_t *guests = json_array(), *past = describe_past(process), *guest;
+    size_t i;
+
+    (void)body;
+    for (unsigned g = 0; g < process_guests(process); g++)
+        json_array_append_new(guests, machine_describe(process_guest(process, g)));
+    json_array_extend(guests, past);
+    json_decref(past);
+    json_array_foreach(guests, i, guest)
+        json_object_set_new(guest, "process", json_string(process_name(process)));
+    *reply = guests;
+    return guests ? 0 : -ENOMEM;
+}
+
+/* As a signal would. The answer comes when all guests have ended. */
+static int press_power_buttons(void *opaque, const json_t *body, json_t **reply)
+{
+    struct process *process = opaque;
+
+    (void)body;
+    if (control_busy(process_control(process), process)) {
+        *reply = json_string("the guests have been asked to power off already");
+        return -EALREADY;
+    }
+    process_ask_to_end(process, 0);
+    return -EINPROGRESS;
+}
+
 /* The answer leaves before the loop notices the end. */
 static int shut_down(void *opaque, const json_t *body, json_t **reply)
 {
@@ -36,22 +79,25 @@ static int shut_down(void *opaque, const json_t *body, json_t **reply)
 
 static const struct control_route process_routes[] = {
     {"GET", "/api/v1/vmm.ping", ping},
+    {"GET", "/api/v1/vmm.guests", list_guests},
+    {"PUT", "/api/v1/vmm.power-button", press_power_buttons},
     {"PUT", "/api/v1/vmm.shutdown", shut_down},
     {0},
 };
 
-/* ?guest=NAME; where there is one guest, it need not be said. */
+/* ?guest=NAME; where there is one guest, or one that is named as the process, it need not be said. */
 static int pick_guest(void *opaque, const json_t *body, void **object, json_t **reply)
 {
     const char *name = json_string_value(json_object_get(body, "guest"));
     struct process *process = opaque;
+    const struct machine *first = process_guest(process, 0);
 
     if (name)
         *object = process_find_guest(process, name);
     else if (process_guests(process) <= 1)
         *object = process_guest(process, 0);
     else
-        *object = NULL;
+        *object = process_find_guest(process, process_name(process));
     if (*object)
         return 0;
     if (name)
@@ -59,7 +105,8 @@ static int pick_guest(void *opaque, const json_t *body, void **object, json_t **
     else if (process_guests(process) == 0)
         *reply = json_string("no guest runs in this process");
     else
-        *reply = json_string("several guests run in this process: say which by ?guest=NAME");
+        *reply = json_sprintf("several guests run in this process: say which, as in %s/%s",
+                              process_name(process), first->config->name);
     return name || process_guests(process) == 0 ? -ENOENT : -EINVAL;
 }
 

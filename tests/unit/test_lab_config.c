@@ -1,0 +1,262 @@
+/*
+ * Labs' files: what they say, and the one line that each mistake gets, with file, line and key.
+ *
+ * No files but those in memory, no KVM. One thread a test.
+ */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "vmm/lab_config.h"
+#include "vmm/lab_yaml.h"
+#include "vmm/util/log.h"
+
+static char last_line[1024];
+static unsigned lines;
+static struct lab_config lab;
+
+static void remember(enum log_level level, const char *line)
+{
+    (void)level;
+    lines++;
+    snprintf(last_line, sizeof(last_line), "%s", line);
+}
+
+static void set_up(void)
+{
+    log_set_sink(remember);
+}
+
+static void tear_down(void)
+{
+    lab_config_fini(&lab);
+}
+
+TestSuite(lab_config, .init = set_up, .fini = tear_down);
+
+static void takes(const char *text)
+{
+    cr_assert_eq(lab_config_parse(&lab, "dir/two.yaml", text, strlen(text)), 0, "%s", last_line);
+    cr_assert_eq(lines, 0, "%s", last_line);
+}
+
+static void refuses(const char *text, const char *line)
+{
+    cr_assert_eq(lab_config_parse(&lab, "two.yaml", text, strlen(text)), -EINVAL, "%s", text);
+    cr_assert_eq(lines, 1);
+    cr_assert_str_eq(last_line, line);
+    cr_assert_null(lab.guests);
+    lines = 0;
+}
+
+#define GUEST "guests:\n  web:\n    kernel: vmlinuz\n"
+
+Test(lab_config, a_lab_is_named_after_its_file)
+{
+    takes(GUEST);
+    cr_assert_str_eq(lab.name, "two");
+    cr_assert_eq(lab.n_guests, 1);
+    cr_assert_str_eq(lab.guests[0].name, "web");
+    cr_assert_str_eq(lab.guests[0].kernel, "vmlinuz");
+}
+
+Test(lab_config, a_lab_may_say_its_name_and_say_it_last)
+{
+    takes(GUEST "name: mine\n");
+    cr_assert_str_eq(lab.name, "mine");
+    cr_assert_str_eq(lab.guests[0].lab, "mine");
+}
+
+Test(lab_config, a_guest_has_the_defaults_of_run_and_its_console_on_a_socket)
+{
+    takes(GUEST);
+    cr_assert_eq(lab.guests[0].cpus, 1);
+    cr_assert_eq(lab.guests[0].memory.size, 512 * MIB);
+    cr_assert_str_eq(lab.guests[0].append, "console=ttyS0");
+    cr_assert(lab.guests[0].console_socket);
+}
+
+Test(lab_config, the_keys_of_a_guest_are_the_options_of_run)
+{
+    takes(GUEST "    initrd: initrd.img\n    append: quiet splash\n    cpus: 4\n    memory: 64M\n"
+                "    console: virtio\n    decompress: host\n    no-reboot: true\n    grace: 5\n");
+    cr_assert_str_eq(lab.guests[0].initrd, "initrd.img");
+    cr_assert_str_eq(lab.guests[0].append, "quiet splash");
+    cr_assert_eq(lab.guests[0].cpus, 4);
+    cr_assert_eq(lab.guests[0].memory.size, 64 * MIB);
+    cr_assert_eq(lab.guests[0].console, CONSOLE_VIRTIO);
+    cr_assert_eq(lab.guests[0].decompress, DECOMPRESS_HOST);
+    cr_assert(lab.guests[0].no_reboot);
+    cr_assert_eq(lab.guests[0].grace_s, 5);
+}
+
+Test(lab_config, a_disk_is_a_text_or_a_mapping)
+{
+    takes(GUEST "    disks:\n      - a,,b.img,readonly=on\n      - path: c,d.img\n"
+                "        serial: data1\n        direct: yes\n");
+    cr_assert_eq(lab.guests[0].n_disks, 2);
+    cr_assert_str_eq(lab.guests[0].disks[0].path, "a,b.img");
+    cr_assert(lab.guests[0].disks[0].readonly);
+    cr_assert_str_eq(lab.guests[0].disks[1].path, "c,d.img");
+    cr_assert_str_eq(lab.guests[0].disks[1].serial, "data1");
+    cr_assert(lab.guests[0].disks[1].direct);
+}
+
+Test(lab_config, one_disk_needs_no_list_and_an_empty_list_is_none)
+{
+    takes(GUEST "    disk: a.img\n    nets:\n");
+    cr_assert_eq(lab.guests[0].n_disks, 1);
+    cr_assert_eq(lab.guests[0].n_nets, 0);
+}
+
+Test(lab_config, a_key_that_may_come_more_than_once_takes_a_list)
+{
+    takes(GUEST "    nets:\n      - kind: nat\n        forward: [\"tcp:2222-:22\", \"tcp:8080-:80\"]\n");
+    cr_assert_eq(lab.guests[0].nets[0].uplink.n_forwards, 2);
+}
+
+Test(lab_config, memory_may_be_a_mapping)
+{
+    takes(GUEST "    memory: {size: 64M, hugepages: 2M}\n");
+    cr_assert_eq(lab.guests[0].memory.hugepages, 2 * MIB);
+}
+
+Test(lab_config, guests_of_two_labs_have_different_addresses)
+{
+    uint8_t mac[6];
+
+    takes(GUEST "    nets: nat\n");
+    memcpy(mac, lab.guests[0].nets[0].mac.bytes, 6);
+    lab_config_fini(&lab);
+    takes("name: other\n" GUEST "    nets: nat\n");
+    cr_assert_arr_neq(mac, lab.guests[0].nets[0].mac.bytes, 6);
+}
+
+Test(lab_config, an_alias_stands_for_what_it_names)
+{
+    takes("guests:\n  a: &like\n    kernel: k\n    cpus: 3\n  b: *like\n");
+    cr_assert_eq(lab.guests[1].cpus, 3);
+    cr_assert_str_eq(lab.guests[1].name, "b");
+}
+
+Test(lab_config, what_is_no_yaml_is_refused_by_its_line)
+{
+    refuses("guests:\n  web: [\n", "two.yaml:3: this is no YAML: did not find expected node content "
+                                   "while parsing a flow node");
+}
+
+Test(lab_config, an_empty_file_is_refused)
+{
+    refuses("# nothing\n", "two.yaml: nothing is in it");
+}
+
+Test(lab_config, a_lab_without_guests_is_refused)
+{
+    refuses("name: x\n", "two.yaml:1: there are no guests: the key guests was expected");
+    refuses("guests: {}\n", "two.yaml:1: there are no guests: the key guests was expected");
+}
+
+Test(lab_config, an_unknown_key_is_named)
+{
+    refuses(GUEST "gests:\n",
+            "two.yaml:4: gests: unknown key: name, switches or guests was expected");
+    refuses(GUEST "    cpu: 2\n",
+            "two.yaml:4: guests.web.cpu: unknown key: an option of 'ferry run' was expected, such as "
+            "kernel, initrd, append, cpus, memory, disks or nets");
+    refuses(GUEST "    disks:\n      - path: a\n        ro: on\n",
+            "two.yaml:6: guests.web.disks[0].ro: unknown key 'ro': one of path, readonly, direct, "
+            "serial was expected");
+}
+
+Test(lab_config, options_that_a_file_does_not_have_are_unknown)
+{
+    refuses(GUEST "    name: x\n",
+            "two.yaml:4: guests.web.name: unknown key: an option of 'ferry run' was expected, such as "
+            "kernel, initrd, append, cpus, memory, disks or nets");
+    refuses(GUEST "    verbose: on\n",
+            "two.yaml:4: guests.web.verbose: unknown key: an option of 'ferry run' was expected, such "
+            "as kernel, initrd, append, cpus, memory, disks or nets");
+}
+
+Test(lab_config, a_wrong_value_is_told_with_line_and_key)
+{
+    refuses(GUEST "\n    cpus: none\n",
+            "two.yaml:5: guests.web.cpus: 'none' is not valid: a number from 1 to 4096 was expected");
+    refuses(GUEST "    memory:\n      size: 64M\n      hugepages: 3M\n",
+            "two.yaml:6: guests.web.memory.hugepages: hugepages='3M' is not valid: 2M or 1G was "
+            "expected");
+    refuses(GUEST "    disks:\n      - a.img\n      - b.img,readonly=maybe\n",
+            "two.yaml:6: guests.web.disks[1]: readonly='maybe' is not valid: on or off was expected");
+}
+
+Test(lab_config, a_value_of_another_shape_is_refused)
+{
+    refuses(GUEST "    cpus: [1, 2]\n",
+            "two.yaml:4: guests.web.cpus: one value was expected, not a list");
+    refuses(GUEST "    initrd: {a: b}\n",
+            "two.yaml:4: guests.web.initrd: one value was expected, not a mapping");
+    refuses("guests: web\n",
+            "two.yaml:1: guests: a mapping was expected: KEY: VALUE, line by line");
+    refuses("- guests\n", "two.yaml:1: a mapping was expected: KEY: VALUE, line by line");
+}
+
+Test(lab_config, a_key_that_comes_twice_is_refused)
+{
+    refuses(GUEST "  web:\n    kernel: b\n", "two.yaml:4: guests.web: the key was given twice");
+    refuses(GUEST "    cpus: 1\n    cpus: 2\n",
+            "two.yaml:5: guests.web.cpus: the key was given twice");
+}
+
+Test(lab_config, a_guest_without_a_kernel_is_refused)
+{
+    refuses("guests:\n  web:\n    cpus: 2\n", "two.yaml:2: guests.web: the key kernel is missing");
+}
+
+Test(lab_config, a_name_that_no_socket_can_have_is_refused)
+{
+    refuses("guests:\n  \"a/b\": {kernel: k}\n",
+            "two.yaml:2: guests.a/b: a guest's name has letters, digits, '.', '_' or '-', '.' and '-' "
+            "not first, and at most 64 of them");
+    refuses("name: .x\n" GUEST,
+            "two.yaml:1: name: a lab's name has letters, digits, '.', '_' or '-', '.' and '-' not "
+            "first, and at most 64 of them");
+}
+
+Test(lab_config, two_guests_with_one_address_are_refused)
+{
+    refuses("guests:\n  a:\n    kernel: k\n    nets: nat,mac=02:00:00:00:00:01\n"
+            "  b:\n    kernel: k\n    nets: nat,mac=02:00:00:00:00:01\n",
+            "two.yaml:5: guests.b: a network card has the mac= of another guest's");
+}
+
+Test(lab_config, more_memory_than_the_host_has_is_refused)
+{
+    const char *text = GUEST "    memory: 4096T\n";
+
+    cr_assert_eq(lab_config_parse(&lab, "two.yaml", text, strlen(text)), -EINVAL);
+    cr_assert_eq(strncmp(last_line, "two.yaml:2: guests.web: '4096T' is not valid: at most ", 54), 0,
+                 "%s", last_line);
+}
+
+Test(lab_config, a_nul_in_a_value_is_refused)
+{
+    refuses(GUEST "    append: \"a\\0b\"\n",
+            "two.yaml:4: guests.web.append: a NUL byte is in it");
+}
+
+Test(lab_config, a_guest_too_many_is_refused)
+{
+    char text[8192] = "guests:\n";
+    size_t n = strlen(text);
+
+    for (unsigned i = 0; i <= PROCESS_MAX_GUESTS; i++)
+        n += (size_t)snprintf(text + n, sizeof(text) - n, "  g%u: {kernel: k}\n", i);
+    refuses(text, "two.yaml:66: guests.g64: this guest is one too many");
+}
+
+Test(lab_config, a_file_that_is_not_there_is_named)
+{
+    cr_assert_eq(lab_config_read(&lab, "/nowhere/lab.yaml"), -ENOENT);
+    cr_assert_str_eq(last_line, "cannot read /nowhere/lab.yaml: No such file or directory");
+}
