@@ -9,7 +9,6 @@
 #include "vmm/machine.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +25,6 @@
 #include "vmm/bus.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
-#include "vmm/probe.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop_thread.h"
@@ -168,20 +166,6 @@ static int build_memory(struct machine *m)
     return memory_create(&m->mem, &config);
 }
 
-/* Where there is no KVM to ask, vm_create() says so later. */
-static bool kvm_emulates_kernels(void)
-{
-    struct kvm_traits traits = {0};
-    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-
-    if (fd < 0)
-        return false;
-    if (kvm_probe(fd, &traits) < 0)
-        traits.emulates_kernel = false;
-    close(fd);
-    return traits.emulates_kernel;
-}
-
 static int build_kernel(struct machine *m)
 {
     struct boot_config config = {
@@ -189,7 +173,6 @@ static int build_kernel(struct machine *m)
         .initrd_path = m->config->initrd,
         .cmdline = m->config->append,
         .decompress = m->config->decompress,
-        .prefer_host_decompress = kvm_emulates_kernels,
     };
 
     return kernel_open(&m->kernel, &config);
