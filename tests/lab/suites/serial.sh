@@ -98,7 +98,7 @@ typed() { printf "$1" >&6; }
 
 test_terminal_is_raw_while_the_guest_runs_and_restored_after() {
     terminal "ferry run -k $KERNEL -i $INITRD --decompress host -a 'console=ttyS0 quiet'"
-    wait_for '~ #' console
+    wait_for '^/root #' console
     typed 'stty -g >/dev/null; echo gue''st; sleep 100\n'
     wait_for '^guest' console
     typed '\003'
@@ -112,7 +112,7 @@ test_terminal_is_raw_while_the_guest_runs_and_restored_after() {
 
 test_ctrl_a_x_ends_the_guest_and_restores_the_terminal() {
     terminal "ferry run -k $KERNEL -i $INITRD --decompress host -a 'console=ttyS0 quiet'"
-    wait_for '~ #' console
+    wait_for '^/root #' console
     typed '\001x'
     terminal_end
     has '^status='
@@ -121,7 +121,7 @@ test_ctrl_a_x_ends_the_guest_and_restores_the_terminal() {
 
 test_ctrl_a_ctrl_a_sends_one() {
     terminal "ferry run -k $KERNEL -i $INITRD --decompress host -a 'console=ttyS0 quiet'"
-    wait_for '~ #' console
+    wait_for '^/root #' console
     typed 'stty -icanon -echo; echo re''ady; head -c 2 | od -An -tx1\n'
     wait_for '^ready' console
     typed '\001\001z'
@@ -132,7 +132,7 @@ test_ctrl_a_ctrl_a_sends_one() {
 
 test_SIGINT_and_SIGKILL_apart_every_signal_restores_the_terminal() {
     terminal "ferry run -k $KERNEL -i $INITRD --decompress host -a 'console=ttyS0 quiet' --grace 1"
-    wait_for '~ #' console
+    wait_for '^/root #' console
     kill -TERM "$(pidof ferry)"
     terminal_end
     [ "$(value status)" = $TERMINATED ]
