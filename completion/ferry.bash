@@ -19,7 +19,7 @@ _ferry_run() {
             compopt -o nospace 2>/dev/null
             if [[ $1 == nat,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                    -W 'forward=tcp: forward=udp: mac=' -- "${1##*,}")
+                    -W 'forward=tcp: forward=udp: mac= queues= mtu= csum=off tso=off mq=off' -- "${1##*,}")
             else
                 mapfile -t COMPREPLY < <(compgen -W 'nat none' -- "$1")
             fi ;;

@@ -282,6 +282,7 @@ static int build_net(struct machine *m, unsigned index)
 
     if (err)
         return err;
+    net_card_apply(&m->config->nets[index].card, &options);
     memcpy(options.mac, m->config->nets[index].mac.bytes, sizeof(options.mac));
     err = virtio_net_create(&vdev, &m->env, m->net_ids[index], &options, &port);
     if (err)

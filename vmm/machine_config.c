@@ -160,6 +160,7 @@ static const struct option_key net_keys[] = {
      .parse = option_parse_mac,
      .offset = offsetof(struct net_options, mac)},
     UPLINK_KEYS(struct net_options, uplink),
+    NET_CARD_KEYS(struct net_options, card),
     {0},
 };
 
@@ -198,10 +199,12 @@ int machine_config_put_net(struct machine_config *config, const struct option_li
     }
     net = &config->nets[config->n_nets++];
     uplink_config_init(&net->uplink);
+    net_card_init(&net->card);
     net->text = strdup(list->text);
     if (!net->text)
         return -ENOMEM;
     error = option_list_read(list, net_keys, net, &seen);
+    net->uplink.mtu = net->card.mtu;
     return error < 0 ? error : check_net_keys(list->where, net, seen);
 }
 

@@ -12,6 +12,7 @@
 
 #include "firmware/kernel.h"
 #include "net/uplink.h"
+#include "vmm/machine_net.h"
 #include "vmm/util/options.h"
 
 /* A NIC takes a PCI slot, as does a disk; bus 0 has 32. */
@@ -36,6 +37,7 @@ struct disk_options {
 struct net_options {
     char *text; /* as it was given */
     struct option_mac mac; /* always given after machine_config_finish() */
+    struct net_card_options card;
     struct uplink_config uplink;
 };
 
