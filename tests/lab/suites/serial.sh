@@ -77,7 +77,7 @@ terminal() {
     cat >on-terminal <<EOF
 stty -g >before
 $1
-echo "status=\$?"
+printf '\nstatus=%s\n' "\$?"
 stty -g >after
 EOF
     mkfifo keys
