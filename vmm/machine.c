@@ -18,10 +18,8 @@
 #include "devices/power.h"
 #include "devices/virtio/blk.h"
 #include "devices/virtio/console.h"
-#include "devices/virtio/net.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
-#include "net/uplink.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
@@ -264,42 +262,6 @@ static int build_virtio_console(struct machine *m)
     return err ? err : add_virtio(m, vdev);
 }
 
-static int build_uplink(struct machine *m, unsigned index)
-{
-    const struct net_options *net = &m->config->nets[index];
-
-    snprintf(m->net_ids[index], sizeof(m->net_ids[index]), "net%u", index);
-    return uplink_create(&m->uplinks[index], m->loop, m->net_ids[index], &net->uplink,
-                         net->mac.bytes);
-}
-
-static int build_net(struct machine *m, unsigned index)
-{
-    struct virtio_net_options options = {0};
-    struct virtio_device *vdev;
-    struct net_port *port;
-    int err = build_uplink(m, index);
-
-    if (err)
-        return err;
-    net_card_apply(&m->config->nets[index].card, &options);
-    memcpy(options.mac, m->config->nets[index].mac.bytes, sizeof(options.mac));
-    err = virtio_net_create(&vdev, &m->env, m->net_ids[index], &options, &port);
-    if (err)
-        return err;
-    net_port_connect(port, uplink_port(m->uplinks[index]));
-    return add_virtio(m, vdev);
-}
-
-static int build_nets(struct machine *m)
-{
-    int err = 0;
-
-    for (unsigned i = 0; !err && i < m->config->n_nets; i++)
-        err = build_net(m, i);
-    return err;
-}
-
 static int build_vcpus(struct machine *m)
 {
     const struct vcpus_config config = {
@@ -318,14 +280,14 @@ static int build_vcpus(struct machine *m)
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
     build_kernel, build_memory, build_vm, build_busses, machine_build_console,
-    machine_arch_devices, build_disks, build_nets, build_rng, build_virtio_console, build_vcpus,
+    machine_arch_devices, build_disks, machine_build_nets, build_rng, build_virtio_console, build_vcpus,
     machine_arch_load,
 };
 
 /* The same machine, but what it holds comes from a file. */
 static int (*const restore_steps[])(struct machine *) = {
     build_memory, build_vm,  build_busses, machine_build_console, machine_arch_devices,
-    build_disks,  build_nets, build_rng, build_virtio_console, build_vcpus, machine_load,
+    build_disks,  machine_build_nets, build_rng, build_virtio_console, build_vcpus, machine_load,
 };
 
 static int build(struct machine *m, int (*const steps[])(struct machine *), size_t n)
@@ -640,8 +602,7 @@ void machine_destroy(struct machine *m)
         m->n_devices--;
         loop_thread_call(m->device_threads[m->n_devices], destroy_device, m->devices[m->n_devices]);
     }
-    for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
-        uplink_destroy(m->uplinks[i]);
+    machine_remove_nets(m);
     machine_remove_console(m);
     bus_destroy(m->mmio);
     bus_destroy(m->pio);
