@@ -3,7 +3,7 @@
 
 # _ferry_run WORD PREVIOUS: what may stand for WORD.
 _ferry_run() {
-    local options='--kernel --initrd --append --cpus --memory --disk --net --switch --console --name
+    local options='--kernel --initrd --append --cpus --memory --disk --net --console --name
         --decompress --no-reboot --grace --verbose --help'
     case $2 in
         -k | --kernel | -i | --initrd) mapfile -t COMPREPLY < <(compgen -f -- "$1") ;;
@@ -19,14 +19,10 @@ _ferry_run() {
             compopt -o nospace 2>/dev/null
             if [[ $1 == nat,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                    -W 'forward=tcp: forward=udp: mac= queues= mtu= csum=off tso=off mq=off' -- "${1##*,}")
+                    -W 'forward=tcp: forward=udp: mac=' -- "${1##*,}")
             else
-                mapfile -t COMPREPLY < <(compgen -W 'nat none switch=' -- "$1")
+                mapfile -t COMPREPLY < <(compgen -W 'nat none' -- "$1")
             fi ;;
-        -s | --switch)
-            compopt -o nospace 2>/dev/null
-            [[ $1 != *,* ]] || mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                -W 'uplink= subnet= forward=tcp: forward=udp: trunk= native= vlan=' -- "${1##*,}") ;;
         -m | --memory)
             if [[ $1 == *,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
@@ -49,7 +45,7 @@ _ferry_labs() { _ferry_guests | sed -n 's,/.*,,p' | sort -u; }
 
 _ferry() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-    local commands='run up down ps console pause resume reboot stop save restore doctor'
+    local commands='run up down ps console pause resume reboot stop save restore migrate receive doctor'
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "$commands help --help --version" -- "$word")
@@ -68,9 +64,9 @@ _ferry() {
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_labs) --force --help" -- "$word") ;;
         console)
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --dump --help" -- "$word") ;;
-        pause | resume | reboot)
+        pause | reboot)
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --help" -- "$word") ;;
-        stop)
+        resume | stop)
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --force --help" -- "$word") ;;
         save)
             if ((COMP_CWORD == 2)); then
@@ -78,6 +74,17 @@ _ferry() {
             else
                 mapfile -t COMPREPLY < <(compgen -f -- "$word")
             fi ;;
+        migrate)
+            case $previous in
+                --on-timeout) mapfile -t COMPREPLY < <(compgen -W 'stop give-up' -- "$word") ;;
+                --downtime | --timeout | --bandwidth) ;;
+                *) mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --downtime --timeout
+                    --on-timeout --bandwidth --no-auto-converge --copy --check --cancel --status --json
+                    --help" -- "$word") ;;
+            esac ;;
+        receive)
+            [[ $previous == --name ]] || mapfile -t COMPREPLY < <(compgen \
+                -W 'tcp: unix: --name --once --verbose --help' -- "$word") ;;
         restore)
             [[ $previous == --name ]] ||
                 mapfile -t COMPREPLY < <(compgen -f -W '--name --verbose --help' -- "$word") ;;

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include "vmm/util/log.h"
 
@@ -24,7 +23,7 @@ struct wire_header {
     uint32_t reserved; /* 0 */
     uint32_t crc;      /* of what stands before */
 } __attribute__((packed));
-_Static_assert(sizeof(struct wire_header) == 24, "docs/STREAM.md: header");
+_Static_assert(sizeof(struct wire_header) == STREAM_HEADER_BYTES, "docs/STREAM.md: header");
 
 struct wire_section {
     uint32_t kind;
@@ -34,21 +33,7 @@ struct wire_section {
     uint32_t payload_crc;
     uint32_t crc; /* of what stands before */
 } __attribute__((packed));
-_Static_assert(sizeof(struct wire_section) == 56, "docs/STREAM.md: section");
-
-uint32_t stream_crc(uint32_t crc, const void *data, uint64_t length)
-{
-    const uint8_t *at = data;
-
-    while (length > 0) {
-        uInt n = length > INT_MAX ? INT_MAX : (uInt)length;
-
-        crc = (uint32_t)crc32(crc, at, n);
-        at += n;
-        length -= n;
-    }
-    return crc;
-}
+_Static_assert(sizeof(struct wire_section) == STREAM_HEAD_BYTES, "docs/STREAM.md: section");
 
 static int write_all(int fd, const void *data, uint64_t length)
 {
@@ -67,7 +52,7 @@ static int write_all(int fd, const void *data, uint64_t length)
     return 0;
 }
 
-int stream_write_header(int fd)
+void stream_pack_header(uint8_t bytes[STREAM_HEADER_BYTES])
 {
     struct wire_header wire = {
         .version = htole32(STREAM_VERSION),
@@ -76,24 +61,42 @@ int stream_write_header(int fd)
 
     memcpy(wire.magic, STREAM_MAGIC, sizeof(wire.magic));
     wire.crc = htole32(stream_crc(0, &wire, offsetof(struct wire_header, crc)));
-    return write_all(fd, &wire, sizeof(wire));
+    memcpy(bytes, &wire, sizeof(wire));
 }
 
-int stream_write_section(int fd, enum stream_kind kind, const char *id, const void *payload,
-                         uint64_t length)
+int stream_pack_head(uint8_t bytes[STREAM_HEAD_BYTES], enum stream_kind kind, const char *id,
+                     uint64_t length, uint32_t payload_crc)
 {
     struct wire_section wire = {
         .kind = htole32(kind),
         .length = htole64(length),
-        .payload_crc = htole32(stream_crc(0, payload, length)),
+        .payload_crc = htole32(payload_crc),
     };
-    int err;
 
     if (strlen(id) >= sizeof(wire.id))
         return -EINVAL;
     memcpy(wire.id, id, strlen(id));
     wire.crc = htole32(stream_crc(0, &wire, offsetof(struct wire_section, crc)));
-    err = write_all(fd, &wire, sizeof(wire));
+    memcpy(bytes, &wire, sizeof(wire));
+    return 0;
+}
+
+int stream_write_header(int fd)
+{
+    uint8_t header[STREAM_HEADER_BYTES];
+
+    stream_pack_header(header);
+    return write_all(fd, header, sizeof(header));
+}
+
+int stream_write_section(int fd, enum stream_kind kind, const char *id, const void *payload,
+                         uint64_t length)
+{
+    uint8_t head[STREAM_HEAD_BYTES];
+    int err = stream_pack_head(head, kind, id, length, stream_crc(0, payload, length));
+
+    if (!err)
+        err = write_all(fd, head, sizeof(head));
     return err ? err : write_all(fd, payload, length);
 }
 
@@ -101,6 +104,8 @@ static int read_all(const struct stream_reader *reader, void *data, uint64_t len
 {
     uint8_t *at = data;
 
+    if (reader->fill)
+        return reader->fill(reader, data, length);
     while (length > 0) {
         ssize_t n = read(reader->fd, at, length > INT_MAX ? INT_MAX : length);
 
@@ -165,23 +170,30 @@ static int check_section(const struct stream_reader *reader, const struct wire_s
     return -EMSGSIZE;
 }
 
-int stream_read_section(const struct stream_reader *reader, struct stream_section *section,
-                        void **payload)
+int stream_read_head(const struct stream_reader *reader, struct stream_section *section,
+                     uint32_t *payload_crc)
 {
     struct wire_section wire;
-    uint8_t *bytes;
     int err = read_all(reader, &wire, sizeof(wire));
 
     if (!err)
         err = check_section(reader, &wire, section);
-    if (err)
-        return err;
-    bytes = malloc(section->length + 1);
+    if (!err)
+        *payload_crc = le32toh(wire.payload_crc);
+    return err;
+}
+
+int stream_read_payload(const struct stream_reader *reader, const struct stream_section *section,
+                        uint32_t payload_crc, void **payload)
+{
+    uint8_t *bytes = malloc(section->length + 1);
+    int err;
+
     if (!bytes)
         return -ENOMEM;
     bytes[section->length] = '\0';
     err = read_all(reader, bytes, section->length);
-    if (!err && le32toh(wire.payload_crc) != stream_crc(0, bytes, section->length)) {
+    if (!err && payload_crc != stream_crc(0, bytes, section->length)) {
         log_error("%s: section %u '%s' is damaged: its checksum does not match", reader->name,
                   section->kind, section->id);
         err = -EBADMSG;
@@ -192,4 +204,13 @@ int stream_read_section(const struct stream_reader *reader, struct stream_sectio
     }
     *payload = bytes;
     return 0;
+}
+
+int stream_read_section(const struct stream_reader *reader, struct stream_section *section,
+                        void **payload)
+{
+    uint32_t crc = 0;
+    int err = stream_read_head(reader, section, &crc);
+
+    return err ? err : stream_read_payload(reader, section, crc, payload);
 }

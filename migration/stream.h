@@ -24,6 +24,17 @@ enum stream_kind {
     STREAM_VCPU = 4,   /* a vCPU's records; the id is its number */
     STREAM_MEMORY = 5, /* a region of RAM: where its pages lie in the file */
     STREAM_END = 6,    /* the last one, empty */
+    /* Between two processes only (migration/source.h, target.h). */
+    STREAM_HELLO = 16,     /* what the source has: JSON */
+    STREAM_PROCESSOR = 17, /* what the guest uses of its processor: records */
+    STREAM_MEMFD = 18,     /* memory itself, as a descriptor that comes along */
+    STREAM_REPORT = 19,    /* what does not fit at the destination: JSON */
+    STREAM_PAGES = 20,     /* pages of memory */
+    STREAM_STOPPED = 21,   /* the guest stands still, what follows is the rest */
+    STREAM_READY = 22,     /* the destination has all of the guest */
+    STREAM_GO = 23,        /* the right to run it */
+    STREAM_RUNNING = 24,   /* it runs: JSON */
+    STREAM_ABORT = 25,     /* whoever sends it gives up: the reason as text */
 };
 
 /* A reader that does not know the kind may pass over the section. */
@@ -36,6 +47,14 @@ struct stream_section {
     uint64_t length;        /* bytes of the payload */
 };
 
+#define STREAM_HEADER_BYTES 24
+#define STREAM_HEAD_BYTES 56 /* of a section, before its payload */
+
+/* Header and section heads as bytes. -EINVAL: the id is too long. */
+void stream_pack_header(uint8_t bytes[STREAM_HEADER_BYTES]);
+int stream_pack_head(uint8_t bytes[STREAM_HEAD_BYTES], enum stream_kind kind, const char *id,
+                     uint64_t length, uint32_t payload_crc);
+
 /* ---- writing: to a descriptor, from where it stands; 0 or a negative errno of write(2) ---- */
 
 int stream_write_header(int fd);
@@ -47,6 +66,8 @@ int stream_write_section(int fd, enum stream_kind kind, const char *id, const vo
 struct stream_reader {
     int fd;           /* borrowed */
     const char *name; /* for messages; borrowed */
+    /* Reads exactly so many bytes, or logs and gives a negative errno. NULL: by read(2) from fd. */
+    int (*fill)(const struct stream_reader *reader, void *data, uint64_t length);
 };
 
 /* 0, or, logged: -EBADMSG (not a stream, a checksum does not match), -EOPNOTSUPP (a version that is
@@ -59,6 +80,12 @@ int stream_read_header(const struct stream_reader *reader);
  */
 int stream_read_section(const struct stream_reader *reader, struct stream_section *section,
                         void **payload);
+
+/* The two halves of it: the head, with the payload's checksum, then its payload. */
+int stream_read_head(const struct stream_reader *reader, struct stream_section *section,
+                     uint32_t *payload_crc);
+int stream_read_payload(const struct stream_reader *reader, const struct stream_section *section,
+                        uint32_t payload_crc, void **payload);
 
 /* CRC-32 as zlib and IEEE 802.3 have it, over one more piece. Begin with 0. */
 uint32_t stream_crc(uint32_t crc, const void *data, uint64_t length);

@@ -59,6 +59,8 @@ extern const struct command cmd_up;
 extern const struct command cmd_down;
 extern const struct command cmd_save;
 extern const struct command cmd_restore;
+extern const struct command cmd_migrate;
+extern const struct command cmd_receive;
 
 /*
  * Reads the command's options into *object. CMD_PARSED; CMD_HELPED when --help was asked for and

@@ -32,6 +32,13 @@ static const struct cmd_option stop_options[] = {
     {0},
 };
 
+static const struct cmd_option resume_options[] = {
+    {'f', NULL, "off", "although it may run in another process, after a\nmigration that was cut off",
+     {.name = "force", .parse = option_parse_bool,
+      .offset = offsetof(struct control_options, force)}, NULL},
+    {0},
+};
+
 static const char *path_of(const struct command *command, const struct control_options *wanted)
 {
     if (command == &cmd_pause)
@@ -48,6 +55,7 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     struct control_options wanted = {0};
     struct client_request request = {.method = "PUT"};
     enum exit_status status = STATUS_USAGE;
+    json_t *body = NULL;
 
     switch (cmd_parse(command, argc, argv, &wanted)) {
     case CMD_HELPED:
@@ -57,6 +65,8 @@ static enum exit_status run(const struct command *command, int argc, char **argv
         break;
     case CMD_PARSED:
         request.name = wanted.name;
+        if (command == &cmd_resume && wanted.force)
+            request.body = body = json_pack("{s:b}", "force", 1);
         request.path = path_of(command, &wanted);
         switch (client_ask(&request, NULL)) {
         case 0: status = STATUS_OK; break;
@@ -66,6 +76,7 @@ static enum exit_status run(const struct command *command, int argc, char **argv
         }
         break;
     }
+    json_decref(body);
     free(wanted.name);
     return status;
 }
@@ -81,6 +92,6 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     }
 
 CONTROL_COMMAND(pause, "Stop a guest's CPUs until it is resumed.", no_options, "NAME");
-CONTROL_COMMAND(resume, "Let a paused guest run on.", no_options, "NAME");
+CONTROL_COMMAND(resume, "Let a paused guest run on.", resume_options, "[-f] NAME");
 CONTROL_COMMAND(reboot, "Reset a guest, as its reset button would.", no_options, "NAME");
 CONTROL_COMMAND(stop, "Press a guest's power button, or end it.", stop_options, "[-f] NAME");

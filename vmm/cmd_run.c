@@ -10,19 +10,13 @@
 #include <sys/sysinfo.h>
 
 #include "vmm/cmd.h"
-#include "vmm/lab_switch.h"
 #include "vmm/machine.h"
 #include "vmm/process.h"
-#include "vmm/process_net.h"
 #include "vmm/util/log.h"
-
-#define MAX_SWITCHES 16
 
 struct run_options {
     struct machine_config machine;
     unsigned verbose;
-    struct switch_options switches[MAX_SWITCHES];
-    unsigned n_switches;
 };
 
 static int read_memory(void *object, const char *text)
@@ -38,24 +32,6 @@ static int read_disk(void *object, const char *text)
 static int read_net(void *object, const char *text)
 {
     return machine_config_add_net(&((struct run_options *)object)->machine, text);
-}
-
-static int read_switch(void *object, const char *text)
-{
-    struct run_options *wanted = object;
-    struct option_list list = {0};
-    int err;
-
-    if (wanted->n_switches == MAX_SWITCHES) {
-        log_error("--switch: '%s' is one too many: at most %u switches were expected", text,
-                  MAX_SWITCHES);
-        return -ENOSPC;
-    }
-    err = option_list_split(&list, "--switch", text);
-    if (!err)
-        err = switch_options_read(&wanted->switches[wanted->n_switches++], &list);
-    option_list_fini(&list);
-    return err;
 }
 
 int cmd_count_up(const struct option_key *key, const char *text, void *field)
@@ -105,11 +81,9 @@ static const struct cmd_option options[] = {
      "disk, a raw image; more: PATH,readonly=on,direct=on,\nserial=TEXT; repeat",
      {.name = "disk"}, read_disk},
     {'n', "MODE", "none",
-     "network card: nat, none or switch=NAME; more: nat,\n"
+     "network card: nat or none; more: nat,subnet=NET/BITS,\n"
      "forward=tcp|udp:[ADDR:]PORT-[ADDR:]PORT;\nrepeat",
      {.name = "net"}, read_net},
-    {'s', "NAME", "none", "switch; more: NAME,uplink=MODE; repeat",
-     {.name = "switch"}, read_switch},
     {0, "KIND", "serial", "the guest's console: serial, virtio or off",
      {.name = "console", .parse = option_parse_choice, .offset = AT(machine.console),
       .choices = console_kinds}, NULL},
@@ -135,7 +109,7 @@ static const struct cmd_option options[] = {
 static bool is_of_file(const struct cmd_option *option)
 {
     return option->key.offset < offsetof(struct run_options, verbose) &&
-           option->read != read_switch && strcmp(option->key.name, "name") != 0;
+           strcmp(option->key.name, "name") != 0;
 }
 
 const struct cmd_option *cmd_run_option(const char *name)
@@ -192,6 +166,7 @@ enum exit_status cmd_status_of(const struct machine *machine)
     case MACHINE_POWERED_OFF:
     case MACHINE_WAS_RESET:
     case MACHINE_SAVED:
+    case MACHINE_MIGRATED:
     case MACHINE_QUIT: return STATUS_OK;
     case MACHINE_CRASHED: return STATUS_CRASHED;
     case MACHINE_KILLED: return signal_number ? STATUS_SIGNAL + (unsigned)signal_number : STATUS_OK;
@@ -216,16 +191,14 @@ void cmd_set_verbosity(unsigned verbose)
         log_set_level(verbose == 1 ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG);
 }
 
-static enum exit_status create_and_run(const struct run_options *wanted)
+static enum exit_status create_and_run(const struct machine_config *config)
 {
     struct process *process = NULL;
     struct machine *machine;
-    int error = process_create(&process, wanted->machine.name);
+    int error = process_create(&process, config->name);
 
-    for (unsigned i = 0; !error && i < wanted->n_switches; i++)
-        error = process_add_switch(process, &wanted->switches[i]);
     if (!error)
-        error = machine_create(&machine, process, &wanted->machine);
+        error = machine_create(&machine, process, config);
     if (!error)
         return cmd_run_machine(process, machine);
     process_destroy(process);
@@ -247,12 +220,10 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     case CMD_PARSED:
         cmd_set_verbosity(wanted.verbose);
         if (machine_config_finish(&wanted.machine) == 0 && cmd_check_memory("--memory", &wanted.machine) == 0)
-            status = create_and_run(&wanted);
+            status = create_and_run(&wanted.machine);
         break;
     }
     machine_config_fini(&wanted.machine);
-    for (unsigned i = 0; i < wanted.n_switches; i++)
-        switch_options_fini(&wanted.switches[i]);
     return status;
 }
 

@@ -34,7 +34,8 @@
 #define BODY_MAX (64u * 1024)
 #define NS_PER_MS 1000000ull
 /* Clients have this long to read their answers when the process ends. */
-#define FAREWELL_NS (200 * NS_PER_MS)
+#define FAREWELL_NS (2000 * NS_PER_MS)
+#define CLAIM_NS (20 * NS_PER_MS) /* between two looks whether a name is free */
 
 struct request;
 
@@ -45,7 +46,8 @@ struct control {
     int listen_fd;                      /* owns */
     struct sockaddr_un address;         /* its path; empty when not bound */
     struct loop_op accept_op, epoll_op;
-    struct loop_timer timeout;
+    struct loop_timer timeout, claim_timer;
+    const char *claimed;                /* borrowed: the name to be taken, or NULL */
     struct http_api api;
     struct MHD_Daemon *daemon;          /* owns; NULL before the first client */
     int epoll_fd;                       /* the daemon's */
@@ -461,6 +463,56 @@ static int take_name(struct control *c, const char *folder, const char *name)
     return err;
 }
 
+/* ---- another name ---- */
+
+/* Under the folder's lock: renames the socket if nobody listens by that name. */
+static int take_claimed(struct control *c)
+{
+    struct sockaddr_un wanted = {.sun_family = AF_UNIX};
+    char folder[PATH_MAX], lock_path[PATH_MAX + 8];
+    int lock_fd, len, err = rundir_path(folder, sizeof(folder));
+
+    if (err)
+        return err;
+    len = snprintf(wanted.sun_path, sizeof(wanted.sun_path), "%s/%s.sock", folder, c->claimed);
+    if (len < 0 || (size_t)len >= sizeof(wanted.sun_path))
+        return -ENAMETOOLONG;
+    snprintf(lock_path, sizeof(lock_path), "%s/.lock", folder);
+    lock_fd = open(lock_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (lock_fd < 0)
+        return -errno;
+    if (flock(lock_fd, LOCK_EX) < 0)
+        err = -errno;
+    else if (in_use(&wanted))
+        err = -EADDRINUSE;
+    else if (rename(c->address.sun_path, wanted.sun_path) < 0)
+        err = -errno;
+    if (!err)
+        c->address = wanted;
+    close(lock_fd);
+    return err;
+}
+
+static void try_claim(struct loop_timer *timer)
+{
+    struct control *c = (struct control *)((char *)timer - offsetof(struct control, claim_timer));
+    int err = take_claimed(c);
+
+    if (err == -EADDRINUSE)
+        loop_timer_set(c->loop, timer, loop_now_ns() + CLAIM_NS);
+    else if (err)
+        log_warn("the control socket keeps the name %s: %s", c->address.sun_path, strerror(-err));
+}
+
+void control_claim(struct control *control, const char *name)
+{
+    if (!control)
+        return;
+    control->claimed = name;
+    control->claim_timer.expired = try_claim;
+    try_claim(&control->claim_timer);
+}
+
 int control_create(struct control **out, struct loop *loop, const char *name,
                    const struct control_table *tables, void *opaque)
 {
@@ -528,6 +580,7 @@ void control_destroy(struct control *control)
     if (control->address.sun_path[0])
         (void)unlink(control->address.sun_path);
     loop_timer_cancel(&control->timeout);
+    loop_timer_cancel(&control->claim_timer);
     loop_cancel(control->loop, &control->accept_op);
     loop_cancel(control->loop, &control->epoll_op);
     if (control->daemon) {

@@ -57,6 +57,12 @@ void control_answer(struct control *control, const void *object, int error, json
 /* Whether a request about the object waits for control_answer(). */
 bool control_busy(const struct control *control, const void *object);
 
+/*
+ * Takes another name as soon as no process has it: the one whose guest came here may still be about to
+ * end. name is borrowed for the control's life. control NULL is fine.
+ */
+void control_claim(struct control *control, const char *name);
+
 /* Lets answers leave, removes the socket, ends connections; runs the loop to end what is in flight. NULL is fine. */
 void control_destroy(struct control *control);
 

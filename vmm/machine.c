@@ -9,6 +9,7 @@
 #include "vmm/machine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,11 +19,14 @@
 #include "devices/power.h"
 #include "devices/virtio/blk.h"
 #include "devices/virtio/console.h"
+#include "devices/virtio/net.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
+#include "net/uplink.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
+#include "vmm/probe.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop_thread.h"
@@ -87,6 +91,11 @@ void machine_end_saved(struct machine *m)
     end(m, MACHINE_SAVED);
 }
 
+void machine_end_migrated(struct machine *m)
+{
+    end(m, MACHINE_MIGRATED);
+}
+
 void machine_quit(struct machine *m)
 {
     end(m, MACHINE_QUIT);
@@ -118,6 +127,10 @@ void machine_ask_to_end(struct machine *m, int signal_number)
     m->signal_number = signal_number;
     if (m->ended)
         return;
+    if (m->arrival) { /* nobody there to press a button for */
+        end(m, MACHINE_KILLED);
+        return;
+    }
     machine_press_power_button(m);
     loop_timer_set(m->loop, &m->grace, loop_now_ns() + m->config->grace_s * NS_PER_S);
 }
@@ -161,7 +174,28 @@ static int build_memory(struct machine *m)
     };
 
     machine_arch_memory(&config);
+    if (m->incoming_fd >= 0) {
+        int fd = m->incoming_fd;
+
+        m->incoming_fd = -1;
+        m->shared_memory = true;
+        return memory_adopt(&m->mem, &config, fd);
+    }
     return memory_create(&m->mem, &config);
+}
+
+/* Where there is no KVM to ask, vm_create() says so later. */
+static bool kvm_emulates_kernels(void)
+{
+    struct kvm_traits traits = {0};
+    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+    if (fd < 0)
+        return false;
+    if (kvm_probe(fd, &traits) < 0)
+        traits.emulates_kernel = false;
+    close(fd);
+    return traits.emulates_kernel;
 }
 
 static int build_kernel(struct machine *m)
@@ -171,6 +205,7 @@ static int build_kernel(struct machine *m)
         .initrd_path = m->config->initrd,
         .cmdline = m->config->append,
         .decompress = m->config->decompress,
+        .prefer_host_decompress = kvm_emulates_kernels,
     };
 
     return kernel_open(&m->kernel, &config);
@@ -228,6 +263,7 @@ static int build_disks(struct machine *m)
             .readonly = options->readonly,
             .direct = options->direct,
             .serial = options->serial,
+            .unlocked = m->incoming,
         };
         struct virtio_device *vdev;
         char id[32];
@@ -239,6 +275,7 @@ static int build_disks(struct machine *m)
             err = add_virtio(m, vdev);
         if (err)
             return err;
+        m->disks[m->n_disks++] = vdev;
     }
     return 0;
 }
@@ -262,6 +299,41 @@ static int build_virtio_console(struct machine *m)
     return err ? err : add_virtio(m, vdev);
 }
 
+static int build_uplink(struct machine *m, unsigned index)
+{
+    const struct net_options *net = &m->config->nets[index];
+
+    snprintf(m->net_ids[index], sizeof(m->net_ids[index]), "net%u", index);
+    return uplink_create(&m->uplinks[index], m->loop, m->net_ids[index], &net->uplink,
+                         net->mac.bytes);
+}
+
+static int build_net(struct machine *m, unsigned index)
+{
+    struct virtio_net_options options = {0};
+    struct virtio_device *vdev;
+    struct net_port *port;
+    int err = build_uplink(m, index);
+
+    if (err)
+        return err;
+    memcpy(options.mac, m->config->nets[index].mac.bytes, sizeof(options.mac));
+    err = virtio_net_create(&vdev, &m->env, m->net_ids[index], &options, &port);
+    if (err)
+        return err;
+    net_port_connect(port, uplink_port(m->uplinks[index]));
+    return add_virtio(m, vdev);
+}
+
+static int build_nets(struct machine *m)
+{
+    int err = 0;
+
+    for (unsigned i = 0; !err && i < m->config->n_nets; i++)
+        err = build_net(m, i);
+    return err;
+}
+
 static int build_vcpus(struct machine *m)
 {
     const struct vcpus_config config = {
@@ -280,14 +352,29 @@ static int build_vcpus(struct machine *m)
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
     build_kernel, build_memory, build_vm, build_busses, machine_build_console,
-    machine_arch_devices, build_disks, machine_build_nets, build_rng, build_virtio_console, build_vcpus,
+    machine_arch_devices, build_disks, build_nets, build_rng, build_virtio_console, build_vcpus,
     machine_arch_load,
 };
 
 /* The same machine, but what it holds comes from a file. */
 static int (*const restore_steps[])(struct machine *) = {
     build_memory, build_vm,  build_busses, machine_build_console, machine_arch_devices,
-    build_disks,  machine_build_nets, build_rng, build_virtio_console, build_vcpus, machine_load,
+    build_disks,  build_nets, build_rng, build_virtio_console, build_vcpus, machine_load,
+};
+
+static void for_each_device(struct machine *m, void (*action)(struct device *dev));
+
+static int pause_devices(struct machine *m)
+{
+    for_each_device(m, device_pause);
+    m->paused = true;
+    return 0;
+}
+
+/* What it holds comes later, from another process. */
+static int (*const incoming_steps[])(struct machine *) = {
+    build_memory, build_vm,  build_busses,         machine_build_console, machine_arch_devices, build_disks,
+    build_nets,   build_rng, build_virtio_console, build_vcpus,   pause_devices,
 };
 
 static int build(struct machine *m, int (*const steps[])(struct machine *), size_t n)
@@ -308,6 +395,7 @@ static struct machine *new_machine(struct process *process, const struct machine
     if (!m)
         return NULL;
     m->config = config;
+    m->incoming_fd = -1;
     m->process = process;
     m->loop = process_loop(process);
     m->control = process_control(process);
@@ -349,6 +437,25 @@ int machine_restore(struct machine **out, struct process *process,
     m->restore_from = NULL;
     *out = m;
     return 0;
+}
+
+int machine_create_incoming(struct machine **out, struct process *process,
+                            const struct machine_config *config, int memory_fd)
+{
+    struct machine *m = new_machine(process, config);
+    int err;
+
+    if (!m) {
+        if (memory_fd >= 0)
+            close(memory_fd);
+        return -ENOMEM;
+    }
+    m->incoming = true;
+    m->incoming_fd = memory_fd;
+    err = build(m, incoming_steps, sizeof(incoming_steps) / sizeof(incoming_steps[0]));
+    if (!err)
+        *out = m;
+    return err;
 }
 
 /* ---- running ---- */
@@ -469,7 +576,7 @@ int machine_pause(struct machine *m)
 
 int machine_resume(struct machine *m)
 {
-    if (!m->paused || m->saving)
+    if (!m->paused || m->saving || m->in_doubt)
         return -EALREADY;
     for_each_device(m, device_resume);
     vcpus_resume(m->vcpus);
@@ -537,7 +644,8 @@ static int handle_event(struct machine *m)
 
 void machine_start(struct machine *m)
 {
-    vcpus_resume(m->vcpus);
+    if (!m->paused && !m->arrived)
+        vcpus_resume(m->vcpus);
 }
 
 void machine_serve(struct machine *m)
@@ -550,6 +658,7 @@ void machine_serve(struct machine *m)
         err = machine_save(m);
     if (err)
         end(m, MACHINE_FAILED);
+    machine_migrate_serve(m);
 }
 
 void machine_halt(struct machine *m)
@@ -571,6 +680,7 @@ const char *machine_outcome_text(enum machine_outcome outcome)
     case MACHINE_CRASHED: return "crashed";
     case MACHINE_QUIT: return "ended";
     case MACHINE_SAVED: return "saved";
+    case MACHINE_MIGRATED: return "migrated";
     case MACHINE_KILLED: return "killed, having stayed up after its power button was pressed";
     case MACHINE_FAILED: return "failed by the host";
     }
@@ -591,6 +701,7 @@ void machine_destroy(struct machine *m)
     if (!m)
         return;
     process_remove_guest(m->process, m);
+    machine_migrate_destroy(m);
     control_answer(m->control, m, -ECANCELED, NULL); /* whoever waits still */
     loop_timer_cancel(&m->grace);
     vcpus_destroy(m->vcpus);
@@ -602,13 +713,16 @@ void machine_destroy(struct machine *m)
         m->n_devices--;
         loop_thread_call(m->device_threads[m->n_devices], destroy_device, m->devices[m->n_devices]);
     }
-    machine_remove_nets(m);
+    for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
+        uplink_destroy(m->uplinks[i]);
     machine_remove_console(m);
     bus_destroy(m->mmio);
     bus_destroy(m->pio);
     vm_destroy(m->vm);
     kernel_close(m->kernel);
     memory_destroy(m->mem);
+    if (m->incoming_fd >= 0)
+        close(m->incoming_fd);
     free(m->save_path);
     pthread_mutex_destroy(&m->event_lock);
     pthread_mutex_destroy(&m->lock);

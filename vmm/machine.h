@@ -21,6 +21,7 @@ enum machine_outcome {
     MACHINE_CRASHED,      /* triple fault, panic device, or KVM gave up on it; logged */
     MACHINE_QUIT,         /* the person typed Ctrl-a x */
     MACHINE_SAVED,        /* to a file, from which it can be restored */
+    MACHINE_MIGRATED,     /* it runs in another process */
     MACHINE_KILLED,       /* still up when the grace period after a signal was over, or at the second */
     MACHINE_FAILED,       /* the host failed it; logged */
 };
@@ -41,6 +42,13 @@ int machine_create(struct machine **out, struct process *process,
 int machine_restore(struct machine **out, struct process *process,
                     const struct machine_config *config, const struct snapshot *snapshot,
                     const struct stream_reader *reader);
+
+/*
+ * Builds the machine of a guest that comes from another process; its memory is memory_fd, taken over,
+ * or, when that is -1, empty. Its disks are not locked yet, its devices paused. Errors as above.
+ */
+int machine_create_incoming(struct machine **out, struct process *process,
+                            const struct machine_config *config, int memory_fd);
 
 const char *machine_name(const struct machine *machine);
 /* "powered off" */

@@ -49,6 +49,19 @@ static json_t *describe_console(const struct machine *m, enum console_kind kind)
     return json_pack("{s:s, s:s}", "mode", "Socket", "socket", m->console_path);
 }
 
+static const char *state_of(const struct machine *m)
+{
+    if (m->ended)
+        return "Shutdown";
+    if (m->in_doubt)
+        return "InDoubt";
+    if (m->arrival)
+        return "Receiving";
+    if (m->saving)
+        return m->save_path ? "Saving" : "Migrating";
+    return m->paused ? "Paused" : "Running";
+}
+
 json_t *machine_describe(const struct machine *m)
 {
     const struct machine_config *c = m->config;
@@ -56,7 +69,7 @@ json_t *machine_describe(const struct machine *m)
     return json_pack(
         "{s:s, s:i, s:s, s:I, s:{s:{s:i}, s:{s:I}, s:{s:s, s:s?, s:s}, s:o, s:o, s:o, s:o}}",
         "name", c->name, "pid", (int)getpid(), "state",
-        m->ended ? "Shutdown" : m->saving ? "Saving" : m->paused ? "Paused" : "Running",
+        state_of(m),
         "memory_actual_size", (json_int_t)c->memory.size, "config", "cpus", "boot_vcpus",
         (int)c->cpus, "memory", "size", (json_int_t)c->memory.size, "payload", "kernel", c->kernel,
         "initramfs", c->initrd, "cmdline", c->append, "disks", describe_disks(c), "net",
@@ -78,18 +91,25 @@ static int pause_vm(void *opaque, const json_t *body, json_t **reply)
 
     (void)body;
     if (err == -EALREADY)
-        *reply = json_string(m->saving ? "the guest is being saved" : "the guest is paused already");
+        *reply = json_string(m->saving ? "the guest is being saved or migrated"
+                                       : "the guest is paused already");
     return err;
 }
 
+/* Takes {"force": true} for a guest that may run elsewhere. */
 static int resume_vm(void *opaque, const json_t *body, json_t **reply)
 {
     struct machine *m = opaque;
-    int err = machine_resume(m);
+    bool force = json_is_true(json_object_get(body, "force"));
+    int err = force ? machine_resume_by_force(m) : machine_resume(m);
 
-    (void)body;
-    if (err == -EALREADY)
-        *reply = json_string(m->saving ? "the guest is being saved" : "the guest is not paused");
+    if (err == -EALREADY && m->in_doubt)
+        *reply = json_string("the guest may run elsewhere; if it does not and will not, force it");
+    else if (err == -EALREADY)
+        *reply = json_string(m->saving ? "the guest is being saved or migrated"
+                                       : "the guest is not paused");
+    else if (err == -EBUSY)
+        *reply = json_string("another process has a disk of the guest: it runs there");
     return err;
 }
 
@@ -111,6 +131,10 @@ static int reboot_vm(void *opaque, const json_t *body, json_t **reply)
     const struct machine *m = opaque;
 
     (void)body;
+    if (m->saving || m->in_doubt) {
+        *reply = json_string("the guest is being saved or migrated");
+        return -EALREADY;
+    }
     if (m->config->no_reboot) {
         *reply = json_string("the guest was started with --no-reboot");
         return -EALREADY;
@@ -130,8 +154,8 @@ static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("destination_url: file:///PATH was expected");
         return -EINVAL;
     }
-    if (m->save_path || control_busy(m->control, m)) {
-        *reply = json_string("the guest is being saved already");
+    if (m->save_path || m->in_doubt || machine_is_moving(m) || control_busy(m->control, m)) {
+        *reply = json_string("the guest is being saved or migrated already");
         return -EALREADY;
     }
     m->save_path = strdup(url + strlen(scheme));

@@ -15,23 +15,15 @@
 struct chardev;
 struct kernel_image;
 struct loop_thread;
+struct migration;
 struct pci_bus;
-struct process_switch;
 struct snapshot;
 struct stream_reader;
-struct switch_port;
+struct target;
 struct uplink;
 struct vcpus;
+struct virtio_device;
 struct vm;
-
-/* What a NIC is plugged into, and the environment of its device. */
-struct machine_nic {
-    char id[16];                /* "net0" */
-    struct device_env env;      /* the machine's, but for the loop */
-    struct process_switch *net; /* borrowed; NULL: it has an uplink of its own */
-    struct switch_port *port;   /* of the switch; on its thread */
-    struct uplink *uplink;      /* owned */
-};
 
 struct machine {
     const struct machine_config *config; /* borrowed */
@@ -58,8 +50,11 @@ struct machine {
     /* Borrowed: the thread whose loop a device is on; NULL: the process's loop. */
     struct loop_thread *device_threads[MACHINE_MAX_DEVICES];
     unsigned n_devices;
-    struct machine_nic nics[MACHINE_MAX_NETS];
+    char net_ids[MACHINE_MAX_NETS][16];
+    struct uplink *uplinks[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
     struct vcpus *vcpus;
+    struct virtio_device *disks[MACHINE_MAX_DISKS]; /* borrowed from devices[] */
+    unsigned n_disks;
 
     /* Borrowed from devices[]. */
     struct pci_bus *pci;
@@ -76,6 +71,13 @@ struct machine {
     struct loop_timer grace;
     char *save_path;   /* owns; set while a save is asked for and not done */
     bool saving;       /* neither paused nor resumed by others meanwhile */
+    struct migration *migration; /* owns: the one under way, or the last; machine_migrate.c */
+    bool incoming;     /* built for a guest of another process, whose disks are still that one's */
+    int incoming_fd;   /* while building: the guest's memory, or -1 */
+    bool shared_memory; /* it is what another process handed over */
+    struct target *arrival; /* borrowed while a guest arrives; machine_receive.c */
+    bool arrived;      /* ... and runs already when the process begins to */
+    bool in_doubt;     /* the guest may run elsewhere: paused until told to run */
     bool paused;       /* vCPUs parked and devices paused, until machine_resume() */
     int signal_number; /* the first that asked for the end, or 0 */
     bool ended;        /* outcome says how */
@@ -92,12 +94,6 @@ int machine_add_device_on(struct machine *m, struct device *dev, struct loop_thr
  * returned. Called without the lock, and not from a callback of that loop. */
 int machine_on_device(struct machine *m, unsigned index,
                       int (*work)(struct device *dev, void *arg), void *arg);
-
-/* ---- NICs; machine_nics.c ---- */
-
-int machine_build_nets(struct machine *m);
-/* The devices are gone. */
-void machine_remove_nets(struct machine *m);
 
 /* ---- the console; machine_console.c ---- */
 
@@ -133,9 +129,43 @@ int machine_quiesce(struct machine *m);
 /* Saves to m->save_path and ends the guest, or, after a failure, lets it run on; answers whoever
  * asked. Not from a callback of the loop. 0. */
 int machine_save(struct machine *m);
-/* Fills a machine that was just built from m->snapshot. */
+/* Adds the state of devices, VM and vCPUs to a snapshot. Quiesced. */
+int machine_gather(struct machine *m, struct snapshot *snapshot);
+/* Fills a machine that was just built from m->snapshot. The second: memory is there already; and
+ * the devices stay paused. */
 int machine_load(struct machine *m);
+int machine_load_state(struct machine *m);
+/* Devices look at their queues again. */
+int machine_resume_devices(struct machine *m);
 void machine_end_saved(struct machine *m);
+void machine_end_migrated(struct machine *m);
+/*
+ * Does work that blocks on a thread of its own, and serves the loop meanwhile. When the guest is ended
+ * during it, `cancel` (may be NULL) is called once, and is to let it end soon. The work's result, or
+ * a negative errno, logged. Not from a callback of the loop.
+ */
+int machine_work(struct machine *m, int (*work)(void *arg), void (*cancel)(void *arg), void *arg);
+
+/* ---- migration: leaving (machine_migrate.c) ---- */
+
+extern const struct control_route machine_migrate_routes[];
+
+/* Goes on with a migration that was asked for or whose thread is done. Not from a callback. */
+void machine_migrate_serve(struct machine *m);
+/* Cancels what is under way and frees it. */
+void machine_migrate_destroy(struct machine *m);
+/* Whether a migration, out or in, is under way. */
+bool machine_is_moving(const struct machine *m);
+/* Takes (or gives away) the locks of all disks; at an error those taken are given back. */
+int machine_lock_disks(struct machine *m, bool locked);
+/* Another process may run the guest; whoever says `force` knows that none does. As
+ * machine_resume(), and -EBUSY: another process has a disk. */
+int machine_resume_by_force(struct machine *m);
+
+/* ---- migration: what both sides say of a machine (machine_compat.c) ---- */
+
+/* What the guest is, for the other side. vCPUs parked. */
+int machine_introduce(struct machine *m, bool check, struct snapshot *hello);
 void machine_press_power_button(struct machine *m);
 void machine_restart(struct machine *m, const char *cause);
 void machine_quit(struct machine *m);

@@ -6,7 +6,7 @@
  * only when the whole file is on the disk under its name, and runs on after any failure before.
  */
 #include <errno.h>
-#include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,50 +69,77 @@ static int add_cpus(struct machine *m, struct snapshot *snapshot)
     return err;
 }
 
-/* The writing thread's; the loop's thread reads the results after `finished`. */
-struct writing {
-    struct machine *m;
-    struct snapshot snapshot;
-    struct snapshot_summary summary;
-    int err;
-    struct loop_call finished_call; /* wakes the loop */
-    atomic_bool finished;           /* release after the results, acquire before they are read */
-};
-
-static void woken(struct loop_call *call)
+int machine_gather(struct machine *m, struct snapshot *snapshot)
 {
-    (void)call; /* loop_run_until() looks at `finished` */
+    int err = add_devices(m, snapshot);
+
+    return err ? err : add_cpus(m, snapshot);
 }
 
-static void *write_main(void *arg)
-{
-    struct writing *w = arg;
+/* The working thread's until the call it queues has run: only then nobody but it holds the struct. */
+struct work {
+    struct machine *m;
+    int (*work)(void *arg);
+    void (*cancel)(void *arg);
+    void *arg;
+    int result;
+    bool cancelled;
+    struct loop_call finished_call;
+    bool finished; /* the loop's thread's */
+};
 
-    w->err = snapshot_write(&w->snapshot, w->m->mem, w->m->save_path, &w->summary);
-    atomic_store_explicit(&w->finished, true, memory_order_release);
+static void work_finished(struct loop_call *call)
+{
+    ((struct work *)((char *)call - offsetof(struct work, finished_call)))->finished = true;
+}
+
+static void *work_main(void *arg)
+{
+    struct work *w = arg;
+
+    w->result = w->work(w->arg);
     loop_call(w->m->loop, &w->finished_call);
     return NULL;
 }
 
 static bool is_finished(void *arg)
 {
-    return atomic_load_explicit(&((struct writing *)arg)->finished, memory_order_acquire);
+    struct work *w = arg;
+
+    if (w->m->ended && w->cancel && !w->cancelled) {
+        w->cancelled = true;
+        w->cancel(w->arg);
+    }
+    return w->finished;
 }
 
-static int write_snapshot(struct writing *w)
+int machine_work(struct machine *m, int (*work)(void *arg), void (*cancel)(void *arg), void *arg)
 {
+    struct work w = {.m = m, .work = work, .cancel = cancel, .arg = arg,
+                     .finished_call.run = work_finished};
     pthread_t thread;
-    int err;
+    int err = pthread_create(&thread, NULL, work_main, &w);
 
-    w->finished_call.run = woken;
-    err = pthread_create(&thread, NULL, write_main, w);
     if (err) {
-        log_error("cannot save: no thread: %s", strerror(err));
+        log_error("no thread for what takes long: %s", strerror(err));
         return -err;
     }
-    err = machine_wait(w->m, is_finished, w);
+    err = machine_wait(m, is_finished, &w);
     pthread_join(thread, NULL);
-    return err ? err : w->err;
+    return err ? err : w.result;
+}
+
+struct writing {
+    struct machine *m;
+    struct snapshot snapshot;
+    struct snapshot_summary summary;
+};
+
+static int write_snapshot(void *arg)
+{
+    struct writing *w = arg;
+
+    return snapshot_write(&w->snapshot, w->m->mem, w->m->save_path, &w->summary);
 }
 
 int machine_save(struct machine *m)
@@ -127,11 +154,9 @@ int machine_save(struct machine *m)
     if (!err)
         err = add_config(m, &w.snapshot);
     if (!err)
-        err = add_devices(m, &w.snapshot);
+        err = machine_gather(m, &w.snapshot);
     if (!err)
-        err = add_cpus(m, &w.snapshot);
-    if (!err)
-        err = write_snapshot(&w);
+        err = machine_work(m, write_snapshot, NULL, &w);
     m->saving = false;
     if (!err)
         reply = json_pack("{s:I, s:I}", "pages", (json_int_t)w.summary.pages, "skipped",
@@ -194,7 +219,13 @@ static int load_devices(struct machine *m)
         in = (struct state_reader){.data = s->payload, .length = s->head.length};
         err = machine_on_device(m, i, load_device, &in);
     }
-    /* Resuming looks at every queue: a notification may have been on its way. */
+    return err;
+}
+
+int machine_resume_devices(struct machine *m)
+{
+    int err = 0;
+
     for (unsigned i = 0; !err && i < m->n_devices; i++)
         err = machine_on_device(m, i, resume_device, NULL);
     return err;
@@ -223,11 +254,20 @@ static int load_cpus(struct machine *m)
     return err;
 }
 
+int machine_load_state(struct machine *m)
+{
+    int err = load_devices(m);
+
+    return err ? err : load_cpus(m);
+}
+
+/* Devices go on last, when the interrupts that they raise find the controllers as they were. They look
+ * at every queue: a notification may have been on its way. */
 int machine_load(struct machine *m)
 {
     int err = snapshot_read_memory(m->snapshot, m->restore_from, m->mem);
 
     if (!err)
-        err = load_devices(m);
-    return err ? err : load_cpus(m);
+        err = machine_load_state(m);
+    return err ? err : machine_resume_devices(m);
 }

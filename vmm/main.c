@@ -12,7 +12,8 @@
 
 static const struct command *const commands[] = {&cmd_run,   &cmd_up,     &cmd_down,   &cmd_ps,
                                                  &cmd_console, &cmd_pause, &cmd_resume, &cmd_reboot,
-                                                 &cmd_stop,  &cmd_save,   &cmd_restore, &cmd_doctor};
+                                                 &cmd_stop,  &cmd_save,   &cmd_restore,
+                                                 &cmd_migrate, &cmd_receive, &cmd_doctor};
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 static void print_help(FILE *to)

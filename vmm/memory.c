@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "vmm/util/log.h"
@@ -58,7 +59,7 @@ static int check_config(const struct memory_config *config)
 
 static int open_file(struct guest_memory *mem, const struct memory_config *config)
 {
-    unsigned flags = MFD_CLOEXEC;
+    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
 
     if (config->hugepage) {
         flags |= MFD_HUGETLB;
@@ -72,7 +73,22 @@ static int open_file(struct guest_memory *mem, const struct memory_config *confi
                   config->hugepage ? " of huge pages" : "", strerror(-err));
         return err;
     }
+    /* Whoever it is handed to need not fear that it shrinks under the mapping. */
+    (void)fcntl(mem->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
     return 0;
+}
+
+/* A file that can shrink would be a SIGBUS to come. */
+static int check_adopted(const struct guest_memory *mem)
+{
+    struct stat st;
+    int seals = fcntl(mem->fd, F_GET_SEALS);
+
+    if (fstat(mem->fd, &st) == 0 && st.st_size == (off_t)mem->size && seals >= 0 &&
+        (seals & F_SEAL_SHRINK))
+        return 0;
+    log_error("memory: what was handed over is not this guest's memory");
+    return -EINVAL;
 }
 
 static int map_file(struct guest_memory *mem, const struct memory_config *config)
@@ -113,22 +129,25 @@ static void add_region(struct guest_memory *mem, gpa_t base, uint64_t size, uint
     };
 }
 
-int memory_create(struct guest_memory **out, const struct memory_config *config)
+/* fd: of memory that is there already, taken over, or -1. */
+static int create(struct guest_memory **out, const struct memory_config *config, int fd)
 {
-    struct guest_memory *mem;
+    struct guest_memory *mem = calloc(1, sizeof(*mem));
     uint64_t low = config->size;
-    int err = check_config(config);
+    int err;
 
-    if (err)
-        return err;
-    mem = calloc(1, sizeof(*mem));
-    if (!mem)
+    if (!mem) {
+        if (fd >= 0)
+            close(fd);
         return -ENOMEM;
-    mem->fd = -1;
+    }
+    mem->fd = fd;
     mem->size = config->size;
     mem->page = config->hugepage ? config->hugepage : PAGE_SIZE;
     mem->prealloc = config->prealloc;
-    err = open_file(mem, config);
+    err = check_config(config);
+    if (!err)
+        err = fd < 0 ? open_file(mem, config) : check_adopted(mem);
     if (!err)
         err = map_file(mem, config);
     if (err) {
@@ -142,6 +161,16 @@ int memory_create(struct guest_memory **out, const struct memory_config *config)
         add_region(mem, config->hole_end, config->size - low, low);
     *out = mem;
     return 0;
+}
+
+int memory_create(struct guest_memory **out, const struct memory_config *config)
+{
+    return create(out, config, -1);
+}
+
+int memory_adopt(struct guest_memory **out, const struct memory_config *config, int fd)
+{
+    return create(out, config, fd);
 }
 
 void memory_destroy(struct guest_memory *mem)
@@ -322,5 +351,7 @@ int memory_clear(struct guest_memory *mem)
 {
     if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)mem->size) < 0)
         return -errno;
+    for (unsigned i = 0; i < mem->n_regions; i++)
+        memory_mark_dirty(mem, mem->regions[i].base, mem->regions[i].size);
     return 0;
 }

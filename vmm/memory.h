@@ -46,6 +46,9 @@ struct guest_memory;
  * huge pages), others of memfd_create(2), ftruncate(2), mmap(2). *out is owned by the caller.
  */
 int memory_create(struct guest_memory **out, const struct memory_config *config);
+/* The memory that another process handed over: its memfd, which is taken over, also on error. Both
+ * processes then see the same bytes. -EINVAL: it is not of that size, or could shrink; logged. */
+int memory_adopt(struct guest_memory **out, const struct memory_config *config, int fd);
 void memory_destroy(struct guest_memory *mem);
 
 uint64_t memory_size(const struct guest_memory *mem);

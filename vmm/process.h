@@ -29,6 +29,8 @@ int process_create(struct process **out, const char *name);
 void process_destroy(struct process *process);
 
 const char *process_name(const struct process *process);
+/* The name by which the process is found becomes another, as soon as no other process has it. */
+void process_claim_name(struct process *process, const char *name);
 struct loop *process_loop(struct process *process);
 /* NULL: there is no folder for its socket. */
 struct control *process_control(struct process *process);

@@ -113,5 +113,6 @@ static int pick_guest(void *opaque, const json_t *body, void **object, json_t **
 const struct control_table process_tables[] = {
     {process_routes, NULL},
     {machine_routes, pick_guest},
+    {machine_migrate_routes, pick_guest},
     {0},
 };

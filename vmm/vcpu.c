@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "vmm/arch.h"
@@ -46,6 +47,7 @@ struct vcpu {
     bool started;
     bool parked; /* by vcpus.lock */
     bool failed; /* by vcpus.lock: cannot run until reset */
+    _Atomic uint64_t rest_ns; /* to rest before it goes on; taken by its thread */
 };
 
 struct vcpus {
@@ -54,9 +56,27 @@ struct vcpus {
     pthread_cond_t changed; /* target, or a vCPU's parked */
     _Atomic int target;
     struct vcpu *vcpus; /* owns, config.count of them */
+    /* The thread that slows the guest, while there is one; `throttle` and `changed` as above. */
+    pthread_t throttler;
+    bool throttling;
+    unsigned throttle; /* percent; by lock */
 };
 
+#define NS_PER_S 1000000000ull
+#define SLICE_NS 10000000ull /* that a throttled vCPU runs between two rests */
+
 static _Thread_local struct kvm_run *volatile this_run; /* volatile: read by this thread's handler */
+
+/* For pthread_cond_timedwait() on `changed`. */
+static struct timespec time_from_now(uint64_t ns)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    ns += (uint64_t)now.tv_nsec;
+    return (struct timespec){.tv_sec = now.tv_sec + (time_t)(ns / NS_PER_S),
+                             .tv_nsec = (long)(ns % NS_PER_S)};
+}
 
 static void on_kick(int signal_number)
 {
@@ -223,9 +243,28 @@ static void complete_exit(struct vcpu *vcpu)
     __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
 }
 
+/* A rest that the throttling thread asked for; parking ends it. */
+static void rest(struct vcpu *vcpu)
+{
+    struct vcpus *set = vcpu->set;
+    uint64_t ns = atomic_exchange_explicit(&vcpu->rest_ns, 0, memory_order_relaxed);
+    struct timespec until;
+
+    if (ns == 0)
+        return;
+    until = time_from_now(ns);
+    pthread_mutex_lock(&set->lock);
+    while (atomic_load_explicit(&set->target, memory_order_relaxed) == TARGET_RUN &&
+           pthread_cond_timedwait(&set->changed, &set->lock, &until) == 0)
+        ;
+    pthread_mutex_unlock(&set->lock);
+}
+
 static void run_until_stopped(struct vcpu *vcpu)
 {
     do {
+        if (atomic_load_explicit(&vcpu->rest_ns, memory_order_relaxed) != 0)
+            rest(vcpu);
         __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
         /* Orders the clearing above before the load of the target for this thread's own signal
          * handler; see the head of the file. */
@@ -340,6 +379,17 @@ static int create_vcpu(struct vcpus *set, unsigned index)
     return start_thread(vcpu);
 }
 
+/* `changed` by the monotonic clock, which nobody sets. */
+static void init_changed(struct vcpus *set)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&set->changed, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
 int vcpus_create(struct vcpus **out, const struct vcpus_config *config)
 {
     struct vcpus *set;
@@ -358,7 +408,7 @@ int vcpus_create(struct vcpus **out, const struct vcpus_config *config)
         return -ENOMEM;
     set->config = *config;
     pthread_mutex_init(&set->lock, NULL);
-    pthread_cond_init(&set->changed, NULL);
+    init_changed(set);
     set->vcpus = calloc(config->count, sizeof(*set->vcpus));
     err = set->vcpus ? 0 : -ENOMEM;
     for (unsigned i = 0; !err && i < config->count; i++)
@@ -402,6 +452,55 @@ void vcpus_park(struct vcpus *vcpus)
     pthread_mutex_unlock(&vcpus->lock);
 }
 
+/* ---- slowing the guest ---- */
+
+/* By turns a slice in which the vCPUs run, and a rest that is as long as the percentage says. */
+static void *throttler_main(void *arg)
+{
+    struct vcpus *set = arg;
+
+    pthread_setname_np(pthread_self(), "throttle");
+    pthread_mutex_lock(&set->lock);
+    while (set->throttle > 0) {
+        uint64_t rest_ns = SLICE_NS * set->throttle / (100 - set->throttle);
+        struct timespec until = time_from_now(SLICE_NS + rest_ns);
+
+        for (unsigned i = 0; i < set->config.count; i++) {
+            struct vcpu *vcpu = &set->vcpus[i];
+
+            if (vcpu->parked)
+                continue;
+            atomic_store_explicit(&vcpu->rest_ns, rest_ns, memory_order_relaxed);
+            pthread_kill(vcpu->thread, KICK_SIGNAL);
+        }
+        while (set->throttle > 0 &&
+               pthread_cond_timedwait(&set->changed, &set->lock, &until) == 0)
+            ;
+    }
+    pthread_mutex_unlock(&set->lock);
+    return NULL;
+}
+
+int vcpus_throttle(struct vcpus *set, unsigned percent)
+{
+    int err = 0;
+
+    pthread_mutex_lock(&set->lock);
+    set->throttle = percent < 99 ? percent : 99;
+    pthread_cond_broadcast(&set->changed);
+    pthread_mutex_unlock(&set->lock);
+    if (percent > 0 && !set->throttling) {
+        err = pthread_create(&set->throttler, NULL, throttler_main, set);
+        if (err)
+            log_error("cannot slow the guest: no thread: %s", strerror(err));
+        set->throttling = !err;
+    } else if (percent == 0 && set->throttling) {
+        pthread_join(set->throttler, NULL);
+        set->throttling = false;
+    }
+    return -err;
+}
+
 int vcpus_reset(struct vcpus *vcpus)
 {
     for (unsigned i = 0; i < vcpus->config.count; i++) {
@@ -431,6 +530,7 @@ void vcpus_destroy(struct vcpus *vcpus)
 {
     if (!vcpus)
         return;
+    (void)vcpus_throttle(vcpus, 0);
     if (vcpus->vcpus) {
         vcpus_park(vcpus);
         set_target(vcpus, TARGET_END);
@@ -466,4 +566,14 @@ int vcpu_save(struct vcpu *vcpu, struct state_buffer *out)
 int vcpu_load(struct vcpu *vcpu, struct state_reader *in)
 {
     return arch_vcpu_load(vcpu->arch, in);
+}
+
+int vcpu_describe(struct vcpu *vcpu, struct state_buffer *out)
+{
+    return arch_vcpu_describe(vcpu->arch, out);
+}
+
+int vcpu_compare(struct vcpu *vcpu, struct state_reader *in, char *missing, size_t size)
+{
+    return arch_vcpu_compare(vcpu->arch, in, missing, size);
 }

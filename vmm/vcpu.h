@@ -48,12 +48,19 @@ void vcpus_destroy(struct vcpus *vcpus);
 void vcpus_resume(struct vcpus *vcpus);
 /* Returns when none runs guest code and none is in a bus handler. The device lock must not be held. */
 void vcpus_park(struct vcpus *vcpus);
+/* Lets the vCPUs rest for so many of 100 parts of the time, 0 to 99, until told otherwise. Any thread
+ * but a vCPU's, one at a time. 0, or a negative errno: no thread for it (logged). */
+int vcpus_throttle(struct vcpus *vcpus, unsigned percent);
 /* All parked: back to power-on state. */
 int vcpus_reset(struct vcpus *vcpus);
 
 /* One vCPU's registers, as records; all are parked. See vmm/arch.h. */
 int vcpu_save(struct vcpu *vcpu, struct state_buffer *out);
 int vcpu_load(struct vcpu *vcpu, struct state_reader *in);
+
+/* Before a migration; see arch_vcpu_describe() in vmm/arch.h. All parked. */
+int vcpu_describe(struct vcpu *vcpu, struct state_buffer *out);
+int vcpu_compare(struct vcpu *vcpu, struct state_reader *in, char *missing, size_t size);
 
 unsigned vcpus_count(const struct vcpus *vcpus);
 struct vcpu *vcpus_get(struct vcpus *vcpus, unsigned index);

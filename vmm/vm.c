@@ -25,6 +25,8 @@ struct vm {
     int kvm_fd; /* owns */
     int fd;     /* owns */
     unsigned max_vcpus;
+    struct guest_memory *mem; /* borrowed */
+    bool manual_clear;      /* pages are protected again by KVM_CLEAR_DIRTY_LOG alone */
     struct arch_vm *arch;   /* owns */
     struct kvm_intc *kintc; /* owns */
 };
@@ -80,14 +82,16 @@ static int check_capabilities(int kvm_fd)
     return 0;
 }
 
-static int register_memory(struct vm *vm, const struct guest_memory *mem)
+/* Also for slots that are there already, to change their flags. */
+static int set_slots(struct vm *vm, uint32_t flags)
 {
     const struct memory_region *regions;
-    unsigned n = memory_regions(mem, &regions);
+    unsigned n = memory_regions(vm->mem, &regions);
 
     for (unsigned i = 0; i < n; i++) {
         struct kvm_userspace_memory_region slot = {
             .slot = i,
+            .flags = flags,
             .guest_phys_addr = regions[i].base,
             .memory_size = regions[i].size,
             .userspace_addr = (uintptr_t)regions[i].host,
@@ -145,7 +149,8 @@ int vm_create(struct vm **out, struct guest_memory *mem)
     if (err)
         goto fail;
     vm->max_vcpus = kvm_max_vcpus(vm->kvm_fd);
-    err = register_memory(vm, mem);
+    vm->mem = mem;
+    err = set_slots(vm, 0);
     if (err)
         goto fail;
     err = arch_vm_create(&vm->arch, vm->kvm_fd, vm->fd);
@@ -203,6 +208,56 @@ struct doorbells *vm_doorbells(struct vm *vm)
 int vm_reset(struct vm *vm)
 {
     return arch_vm_reset(vm->arch, vm->fd);
+}
+
+/* ---- the log of dirty pages ---- */
+
+int vm_dirty_start(struct vm *vm)
+{
+    struct kvm_enable_cap manual = {
+        .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+        .args = {(uint64_t)kvm_capability(vm->fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) &
+                 (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)},
+    };
+
+    /* api.rst §7.18: without it, reading the log clears it, and protects all pages at once. */
+    vm->manual_clear = manual.args[0] != 0 && ioctl(vm->fd, KVM_ENABLE_CAP, &manual) == 0;
+    return set_slots(vm, KVM_MEM_LOG_DIRTY_PAGES);
+}
+
+void vm_dirty_stop(struct vm *vm)
+{
+    (void)set_slots(vm, 0);
+}
+
+int vm_dirty_get(struct vm *vm, unsigned region, uint64_t *bitmap)
+{
+    struct kvm_dirty_log log = {.slot = region, .dirty_bitmap = bitmap};
+    int err;
+
+    if (ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log) == 0)
+        return 0;
+    err = -errno;
+    log_error("memory: KVM does not say what the guest wrote: %s", strerror(-err));
+    return err;
+}
+
+int vm_dirty_clear(struct vm *vm, unsigned region, uint64_t first, uint64_t pages,
+                   const uint64_t *bits)
+{
+    struct kvm_clear_dirty_log log = {
+        .slot = region,
+        .num_pages = (uint32_t)pages,
+        .first_page = first,
+        .dirty_bitmap = (void *)(uintptr_t)bits,
+    };
+    int err;
+
+    if (!vm->manual_clear || ioctl(vm->fd, KVM_CLEAR_DIRTY_LOG, &log) == 0)
+        return 0;
+    err = -errno;
+    log_error("memory: KVM does not begin its log anew: %s", strerror(-err));
+    return err;
 }
 
 int vm_save(struct vm *vm, struct state_buffer *out)

@@ -48,6 +48,19 @@ struct doorbells *vm_doorbells(struct vm *vm);
 int vm_save(struct vm *vm, struct state_buffer *out);
 int vm_load(struct vm *vm, struct state_reader *in);
 
+/*
+ * KVM's log of the pages that the guest writes; for migration. Any one thread at a time. Regions are
+ * those of memory_regions(). Bitmaps have a bit for each page of 4096 bytes and are whole words.
+ * start: logging begins; every page may count as written at first. clear: of [first, first + pages),
+ * those whose bits are set in `bits`, whose bit 0 is first; first is a multiple of 64, and pages too
+ * but at the region's end. 0 or a negative errno of KVM, logged.
+ */
+int vm_dirty_start(struct vm *vm);
+void vm_dirty_stop(struct vm *vm);
+int vm_dirty_get(struct vm *vm, unsigned region, uint64_t *bitmap);
+int vm_dirty_clear(struct vm *vm, unsigned region, uint64_t first, uint64_t pages,
+                   const uint64_t *bits);
+
 /* The interrupt controllers back to the state in which they were created. vCPUs are parked. */
 int vm_reset(struct vm *vm);
 

@@ -28,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "devices/virtio/blk_image.h"
 
@@ -1076,7 +1077,8 @@ int virtio_blk_create(struct virtio_device **out, const struct device_env *env, 
     err = blk_image_open(&blk->image, id,
                          &(struct blk_image_config){.path = config->path,
                                                     .readonly = config->readonly,
-                                                    .direct = config->direct});
+                                                    .direct = config->direct,
+                                                    .unlocked = config->unlocked});
     if (err)
         goto free_buffers;
     loop_hook_add(env->loop, &blk->hook);
@@ -1092,4 +1094,35 @@ free_buffers:
 free_blk:
     free(blk);
     return err;
+}
+
+int virtio_blk_lock(struct virtio_device *vdev, bool locked)
+{
+    struct virtio_blk *blk = blk_of(vdev);
+
+    if (locked)
+        return blk_image_lock(&blk->image, vdev->id, vdev->id, blk->readonly);
+    if (!blk->readonly && fdatasync(blk->image.fd) < 0) {
+        int err = -errno;
+        log_error("%s: what the guest wrote cannot be brought to the disk: %s", vdev->id,
+                  strerror(-err));
+        return err;
+    }
+    blk_image_unlock(&blk->image);
+    return 0;
+}
+
+void virtio_blk_sync(struct virtio_device *vdev)
+{
+    (void)fdatasync(blk_of(vdev)->image.fd);
+}
+
+bool virtio_blk_locked_elsewhere(struct virtio_device *vdev)
+{
+    return blk_image_locked_elsewhere(&blk_of(vdev)->image);
+}
+
+uint64_t virtio_blk_bytes(const struct virtio_device *vdev)
+{
+    return ((const struct virtio_blk *)vdev)->image.size;
 }

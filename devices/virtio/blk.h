@@ -21,6 +21,7 @@ struct virtio_blk_config {
     const char *serial;  /* NULL: the id; cut at VIRTIO_BLK_ID_BYTES */
     uint16_t queue_size; /* a power of two, or 0: VIRTIO_BLK_QUEUE_SIZE */
     unsigned n_queues;   /* 1..VIRTIO_BLK_MAX_QUEUES, or 0: 1 */
+    bool unlocked;       /* the image is another process's until virtio_blk_lock() */
 };
 
 /*
@@ -31,5 +32,16 @@ struct virtio_blk_config {
  */
 int virtio_blk_create(struct virtio_device **out, const struct device_env *env, const char *id,
                       const struct virtio_blk_config *config);
+
+/*
+ * The image's lock, which moves with the guest: with locked false what the guest wrote is on the disk
+ * first, and the lock then free; the device is paused and idle. -EBUSY (another process took it),
+ * of fdatasync(2); logged.
+ */
+int virtio_blk_lock(struct virtio_device *vdev, bool locked);
+/* Writes out what the page cache holds of the image; may take long. Any thread. */
+void virtio_blk_sync(struct virtio_device *vdev);
+bool virtio_blk_locked_elsewhere(struct virtio_device *vdev);
+uint64_t virtio_blk_bytes(const struct virtio_device *vdev);
 
 #endif

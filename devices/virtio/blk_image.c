@@ -323,7 +323,7 @@ int blk_image_open(struct blk_image *image, const char *who, const struct blk_im
         .memory_align = 1,
     };
     err = open_file(&o);
-    if (!err)
+    if (!err && !config->unlocked)
         err = lock_image(&o);
     if (!err)
         err = measure(&o);
@@ -334,15 +334,35 @@ int blk_image_open(struct blk_image *image, const char *who, const struct blk_im
     return err;
 }
 
-void blk_image_close(struct blk_image *image)
+int blk_image_lock(struct blk_image *image, const char *who, const char *path, bool readonly)
+{
+    const struct blk_image_config config = {.path = path, .readonly = readonly};
+    struct opening o = {.image = image, .who = who, .config = &config};
+
+    return fstat(image->fd, &o.st) < 0 ? -errno : lock_image(&o);
+}
+
+void blk_image_unlock(struct blk_image *image)
 {
     struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
 
+    (void)fcntl(image->fd, F_OFD_SETLK, &lock);
+}
+
+bool blk_image_locked_elsewhere(const struct blk_image *image)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    return fcntl(image->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+void blk_image_close(struct blk_image *image)
+{
     if (image->fd < 0)
         return;
     /* Not left to close(2): the kernel may hold the file a moment longer, for an operation whose
      * completion has come already, and the next to open it would find it locked. */
-    (void)fcntl(image->fd, F_OFD_SETLK, &lock);
+    blk_image_unlock(image);
     close(image->fd);
     image->fd = -1;
 }

@@ -26,6 +26,7 @@ struct blk_image_config {
     const char *path; /* borrowed during the call */
     bool readonly;
     bool direct;      /* O_DIRECT */
+    bool unlocked;    /* do not lock: another process has it until blk_image_lock() */
 };
 
 /*
@@ -36,6 +37,11 @@ struct blk_image_config {
  * (a size that is no multiple of the block, or none), -EOPNOTSUPP (no O_DIRECT there).
  */
 int blk_image_open(struct blk_image *image, const char *who, const struct blk_image_config *config);
+/* Takes and gives back the lock, for an image that moves between processes. -EBUSY, logged. */
+int blk_image_lock(struct blk_image *image, const char *who, const char *path, bool readonly);
+void blk_image_unlock(struct blk_image *image);
+/* Whether another open file has the image locked, as its user has. */
+bool blk_image_locked_elsewhere(const struct blk_image *image);
 void blk_image_close(struct blk_image *image);
 
 #endif

@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
@@ -267,8 +268,12 @@ static uint32_t word_of(const struct x86_cpuid *cpuid, const struct feature_word
     return 0;
 }
 
-int x86_cpuid_check(const struct x86_cpuid *saved, const struct x86_cpuid *here)
+int x86_cpuid_compare(const struct x86_cpuid *saved, const struct x86_cpuid *here, char *missing,
+                      size_t size)
 {
+    size_t at = 0;
+
+    *missing = '\0';
     if (saved->head.nent > sizeof(saved->entries) / sizeof(saved->entries[0])) {
         log_error("CPUID: a table of %u leaves, and at most %zu are expected", saved->head.nent,
                   sizeof(saved->entries) / sizeof(saved->entries[0]));
@@ -276,13 +281,22 @@ int x86_cpuid_check(const struct x86_cpuid *saved, const struct x86_cpuid *here)
     }
     for (size_t i = 0; i < sizeof(feature_words) / sizeof(feature_words[0]); i++) {
         const struct feature_word *word = &feature_words[i];
-        uint32_t missing = word_of(saved, word) & ~word_of(here, word) & ~word->own;
+        uint32_t bits = word_of(saved, word) & ~word_of(here, word) & ~word->own;
 
-        if (!missing)
-            continue;
-        log_error("CPUID: the guest uses a processor with features that this host lacks: %s bits "
-                  "%#x", word->name, missing);
-        return -EINVAL;
+        if (bits && at < size)
+            at += (size_t)snprintf(missing + at, size - at, "%s%s bits %#x", at ? ", " : "",
+                                   word->name, bits);
     }
     return 0;
+}
+
+int x86_cpuid_check(const struct x86_cpuid *saved, const struct x86_cpuid *here)
+{
+    char missing[X86_CPUID_MISSING_MAX];
+    int err = x86_cpuid_compare(saved, here, missing, sizeof(missing));
+
+    if (err || !*missing)
+        return err;
+    log_error("CPUID: the guest uses a processor with features that this host lacks: %s", missing);
+    return -EINVAL;
 }

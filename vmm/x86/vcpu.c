@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <linux/kvm.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -194,6 +195,61 @@ int arch_vcpu_load(struct arch_vcpu *acpu, struct state_reader *in)
     if (!err)
         err = x86_vcpu_state_write(acpu->kvm_fd, acpu->fd, state);
     free(state);
+    return err;
+}
+
+/* ---- before a migration ---- */
+
+/* Beside CPUID. */
+struct processor {
+    uint32_t tsc_khz;
+};
+
+static const struct state_field processor_fields[] = {
+    STATE_FIELD(STATE_U32, struct processor, tsc_khz),
+};
+static const struct state_desc processor_desc =
+    STATE_DESC("x86-processor", 1, struct processor, processor_fields);
+
+int arch_vcpu_describe(struct arch_vcpu *acpu, struct state_buffer *out)
+{
+    struct x86_cpuid *cpuid = malloc(sizeof(*cpuid));
+    int khz = ioctl(acpu->fd, KVM_GET_TSC_KHZ, 0);
+    struct processor processor = {.tsc_khz = khz > 0 ? (uint32_t)khz : 0};
+    int err = cpuid ? read_cpuid(acpu, cpuid) : -ENOMEM;
+
+    if (!err)
+        err = state_save(&x86_cpuid_desc, cpuid, out);
+    free(cpuid);
+    return err ? err : state_save(&processor_desc, &processor, out);
+}
+
+static int compare_cpuid(struct arch_vcpu *acpu, struct state_reader *in, char *missing,
+                         size_t size)
+{
+    struct x86_cpuid *there = malloc(sizeof(*there));
+    struct x86_cpuid *here = malloc(sizeof(*here));
+    int err = there && here ? state_load(&x86_cpuid_desc, there, in) : -ENOMEM;
+
+    if (!err)
+        err = read_cpuid(acpu, here);
+    if (!err)
+        err = x86_cpuid_compare(there, here, missing, size);
+    free(here);
+    free(there);
+    return err;
+}
+
+int arch_vcpu_compare(struct arch_vcpu *acpu, struct state_reader *in, char *missing, size_t size)
+{
+    struct processor processor;
+    int err = compare_cpuid(acpu, in, missing, size);
+    size_t at = strlen(missing);
+
+    if (!err)
+        err = state_load(&processor_desc, &processor, in);
+    if (!err && check_tsc(acpu, processor.tsc_khz) < 0)
+        snprintf(missing + at, size - at, "%sa TSC of %u kHz", at ? ", " : "", processor.tsc_khz);
     return err;
 }
 

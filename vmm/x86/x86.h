@@ -7,6 +7,7 @@
 
 #include <linux/kvm.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "vmm/util/state.h"
@@ -36,9 +37,13 @@ int x86_cpuid_set_topology(struct x86_cpuid *cpuid, const struct x86_topology *t
 extern const struct state_desc x86_cpuid_desc;
 
 /*
- * Whether a guest that was shown `saved` can run where a new vCPU shows `here`. -EINVAL for the
- * first word of features that has more than there are, or for a table that is none; logged.
+ * Writes, as text, the features of `saved` that `here` lacks; empty when there are none. -EINVAL: a
+ * table that is none, logged.
  */
+#define X86_CPUID_MISSING_MAX 512
+int x86_cpuid_compare(const struct x86_cpuid *saved, const struct x86_cpuid *here, char *missing,
+                      size_t size);
+/* Whether a guest that was shown `saved` can run where a new vCPU shows `here`. -EINVAL, logged. */
 int x86_cpuid_check(const struct x86_cpuid *saved, const struct x86_cpuid *here);
 
 /* How the first vCPU begins. Flat segments; interrupts off. */

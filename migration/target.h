@@ -1,0 +1,61 @@
+/*
+ * The side where a guest arrives: reads what it is, its memory and its state, and the right to run it.
+ *
+ * Knows guest memory and a link, no KVM and no devices. The steps are called in their order, each
+ * blocking, on any one thread at a time; target_cancel() by any. What the source sends is checked
+ * before it is used, for it may be damaged or anybody's.
+ *
+ *   hello -> report -> receive -> (the machine loads the state) -> ready -> (it takes its disks) ->
+ *   running
+ *
+ * Until ready() gave 0 the guest must not run here.
+ */
+#ifndef FERRY_MIGRATION_TARGET_H
+#define FERRY_MIGRATION_TARGET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "migration/link.h"
+#include "migration/snapshot.h"
+#include "vmm/memory.h"
+
+struct target;
+
+/* link is taken over, also on error. -ENOMEM. */
+int target_create(struct target **out, struct link *link);
+void target_destroy(struct target *target);
+void target_cancel(struct target *target);
+
+/* Reads what the guest is. hello is filled; *memory_fd is its memory itself, owned by the caller, or
+ * -1: pages will come. Errors of stream.h and -ECONNRESET, -ETIMEDOUT; logged. */
+int target_hello(struct target *target, struct snapshot *hello, int *memory_fd);
+
+/* Answers by a JSON text. Errors of the link. */
+int target_report(struct target *target, const char *json);
+
+/* Reads pages into memory, which reads as zero before (NULL: none may come), and then the state.
+ * -ECANCELED: the source gave up. Others as above; -EINVAL: pages that are not the guest's. */
+int target_receive(struct target *target, struct guest_memory *mem, struct snapshot *state);
+
+/*
+ * Says that all of the guest is here and good, and waits for the right to run it. 0: it is ours.
+ * -ECANCELED: the source keeps it. Others: nobody here can know whose it is.
+ */
+int target_ready(struct target *target);
+
+/* Says that it runs, with a JSON text. */
+int target_running(struct target *target, const char *json);
+
+/* Says why this side gives up; not after target_running(). */
+void target_refuse(struct target *target, const char *why);
+
+struct target_status {
+    uint64_t received_bytes; /* of pages */
+    bool paused;             /* the guest was paused, and stays so */
+    uint64_t stopped_ns;     /* loop_now_ns() when it was told that the guest stands still; 0: not yet */
+};
+/* Any thread. */
+void target_get_status(const struct target *target, struct target_status *status);
+
+#endif

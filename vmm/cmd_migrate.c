@@ -1,0 +1,363 @@
+/*
+ * `ferry migrate`: asks a guest's process to hand it over, and shows how that goes.
+ *
+ * Main thread, and one that waits for the answer while this one asks how far it is. Migrating is done
+ * by the process that runs the guest: whoever ends this one changes nothing.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "vmm/client.h"
+#include "vmm/cmd.h"
+#include "vmm/util/log.h"
+
+#define API "/api/v1/vm."
+#define PROGRESS_NS 200000000L
+#define NS_PER_MS 1000000ull
+
+enum policy { POLICY_STOP, POLICY_GIVE_UP };
+
+struct migrate_options {
+    char *name;
+    char *address;
+    uint64_t downtime_ms, timeout_ms;
+    uint64_t bandwidth;
+    enum policy policy;
+    bool no_auto_converge, copy, check, cancel, status, json;
+};
+
+#define AT(field) offsetof(struct migrate_options, field)
+
+/* uint64_t, milliseconds: digits and ms, s or m. */
+static int parse_duration(const struct option_key *key, const char *text, void *field)
+{
+    static const struct {
+        const char *name;
+        uint64_t ms;
+    } units[] = {{"ms", 1}, {"s", 1000}, {"m", 60000}};
+    char *end;
+    unsigned long long value;
+
+    (void)key;
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    if (errno || end == text || *text < '0' || *text > '9' || value > 86400000)
+        return -EINVAL;
+    for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
+        if (strcmp(end, units[i].name) != 0)
+            continue;
+        *(uint64_t *)field = value * units[i].ms;
+        return 0;
+    }
+    return -EINVAL;
+}
+
+static const struct option_choice policies[] = {
+    {"stop", POLICY_STOP}, {"give-up", POLICY_GIVE_UP}, {0}};
+
+static const struct cmd_operand operands[] = {
+    {"NAME",
+     {.name = "name", .parse = option_parse_string, .offset = AT(name), .required = true,
+      .expects = "the name of a guest"}},
+    {"ADDRESS",
+     {.name = "address", .parse = option_parse_string, .offset = AT(address),
+      .expects = "tcp:HOST:PORT or unix:PATH"}},
+    {0},
+};
+
+static const struct cmd_option options[] = {
+    {0, "TIME", "100ms", "how long the guest may stand still",
+     {.name = "downtime", .parse = parse_duration, .offset = AT(downtime_ms),
+      .expects = "a time such as 100ms or 2s"}, NULL},
+    {0, "TIME", "60s", "how long to copy while it runs",
+     {.name = "timeout", .parse = parse_duration, .offset = AT(timeout_ms),
+      .expects = "a time such as 60s or 10m"}, NULL},
+    {0, "WHAT", "stop", "at the timeout: stop the guest and copy the rest, or\ngive-up",
+     {.name = "on-timeout", .parse = option_parse_choice, .offset = AT(policy),
+      .choices = policies}, NULL},
+    {0, "SIZE", "no limit", "bytes a second, as in 100M",
+     {.name = "bandwidth", .parse = option_parse_size, .offset = AT(bandwidth), .min = 65536}, NULL},
+    {0, NULL, "off", "do not slow a guest that writes too fast",
+     {.name = "no-auto-converge", .parse = option_parse_bool, .offset = AT(no_auto_converge)},
+     NULL},
+    {0, NULL, "off", "copy memory by unix:, too, not hand it over",
+     {.name = "copy", .parse = option_parse_bool, .offset = AT(copy)}, NULL},
+    {0, NULL, "off", "only compare, and say what does not fit",
+     {.name = "check", .parse = option_parse_bool, .offset = AT(check)}, NULL},
+    {0, NULL, "off", "end the migration under way; the guest runs on",
+     {.name = "cancel", .parse = option_parse_bool, .offset = AT(cancel)}, NULL},
+    {0, NULL, "off", "say how the migration stands",
+     {.name = "status", .parse = option_parse_bool, .offset = AT(status)}, NULL},
+    {0, NULL, "off", "print events as JSON, one a line",
+     {.name = "json", .parse = option_parse_bool, .offset = AT(json)}, NULL},
+    {0},
+};
+
+/* ---- what is shown ---- */
+
+static double number_of(const json_t *json, const char *key)
+{
+    return json_number_value(json_object_get(json, key));
+}
+
+static const char *text_of(const json_t *json, const char *key)
+{
+    const char *text = json_string_value(json_object_get(json, key));
+
+    return text ? text : "";
+}
+
+static void print_json(json_t *json, const char *event)
+{
+    json_t *line = json_pack("{s:s}", "event", event);
+
+    json_object_update(line, json);
+    json_dumpf(line, stdout, JSON_COMPACT);
+    putchar('\n');
+    fflush(stdout);
+    json_decref(line);
+}
+
+static void print_progress(const json_t *s)
+{
+    printf("\r%s: round %d, %.0f MiB left, %.0f MiB/s, writes %.0f MiB/s, would stop for %.0f ms",
+           text_of(s, "status"), (int)number_of(s, "rounds") + 1,
+           number_of(s, "remaining_bytes") / 1048576, number_of(s, "rate") / 1048576,
+           number_of(s, "dirty_rate") / 1048576, number_of(s, "expected_downtime_ms"));
+    if (number_of(s, "throttle") > 0)
+        printf(", slowed by %d %%", (int)number_of(s, "throttle"));
+    printf("\033[K");
+    fflush(stdout);
+}
+
+static void print_mismatches(const json_t *s)
+{
+    const json_t *list = json_object_get(s, "mismatches");
+
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *one = json_array_get(list, i);
+
+        log_error("%s: %s; %s", text_of(one, "what"), text_of(one, "why"), text_of(one, "fix"));
+    }
+}
+
+static void print_summary(const json_t *s)
+{
+    printf("migrated in %.3f s: stopped for %.1f ms", number_of(s, "elapsed_ms") / 1000,
+           number_of(s, "downtime_ms"));
+    if (json_object_get(s, "destination_downtime_ms"))
+        printf(" (%.1f ms by the destination)", number_of(s, "destination_downtime_ms"));
+    if (json_is_true(json_object_get(s, "memory_handed_over")))
+        printf("; memory was handed over\n");
+    else
+        printf("; %d rounds, %.1f MiB sent, %.0f pages of which were zero skipped\n",
+               (int)number_of(s, "rounds"), number_of(s, "sent_bytes") / 1048576,
+               number_of(s, "zero_pages"));
+}
+
+/* ---- asking ---- */
+
+struct asking {
+    const struct migrate_options *wanted;
+    json_t *body;
+    json_t *answer;
+    int err;
+    atomic_bool answered; /* release after the two above */
+};
+
+static void *ask(void *arg)
+{
+    struct asking *a = arg;
+    const struct client_request request = {.name = a->wanted->name, .method = "PUT",
+                                           .path = API "send-migration", .body = a->body,
+                                           .patient = true};
+
+    a->err = client_ask(&request, &a->answer);
+    atomic_store_explicit(&a->answered, true, memory_order_release);
+    return NULL;
+}
+
+static int ask_status(const char *name, bool quiet, json_t **status)
+{
+    const struct client_request request = {
+        .name = name, .method = "GET", .path = API "migration", .quiet = quiet};
+
+    return client_ask(&request, status);
+}
+
+/* Shows how far it is until the answer has come. */
+static void watch(struct asking *a)
+{
+    const struct timespec pause = {.tv_nsec = PROGRESS_NS};
+    const bool terminal = isatty(STDOUT_FILENO) != 0;
+    bool shown = false;
+
+    while (!atomic_load_explicit(&a->answered, memory_order_acquire)) {
+        json_t *status;
+
+        nanosleep(&pause, NULL);
+        if (!a->wanted->json && !terminal)
+            continue;
+        if (atomic_load_explicit(&a->answered, memory_order_acquire) ||
+            ask_status(a->wanted->name, true, &status) != 0)
+            continue;
+        if (a->wanted->json)
+            print_json(status, "progress");
+        else
+            print_progress(status);
+        shown = true;
+        json_decref(status);
+    }
+    if (shown && !a->wanted->json)
+        printf("\r\033[K");
+}
+
+static enum exit_status conclude(const struct asking *a)
+{
+    const char *status = text_of(a->answer, "status");
+
+    if (a->err == -ENOENT || a->err == -EINVAL)
+        return STATUS_USAGE;
+    if (a->err) {
+        if (a->wanted->json)
+            printf("{\"event\":\"failed\"}\n");
+        return STATUS_FAILED;
+    }
+    if (a->wanted->json)
+        print_json(a->answer, status);
+    if (strcmp(status, "completed") == 0 || strcmp(status, "checked") == 0) {
+        if (!a->wanted->json && strcmp(status, "checked") == 0)
+            printf("the guest can run there\n");
+        else if (!a->wanted->json)
+            print_summary(a->answer);
+        return STATUS_OK;
+    }
+    print_mismatches(a->answer);
+    return STATUS_FAILED;
+}
+
+/* The other process has another working directory. */
+static char *absolute_address(const char *address)
+{
+    char *folder = NULL, *text = NULL;
+
+    if (strncmp(address, "unix:", 5) != 0 || address[5] == '/' || address[5] == '\0')
+        return strdup(address);
+    folder = getcwd(NULL, 0);
+    if (folder && asprintf(&text, "unix:%s/%s", folder, address + 5) < 0)
+        text = NULL;
+    free(folder);
+    return text;
+}
+
+static json_t *make_body(const struct migrate_options *w)
+{
+    char *address = absolute_address(w->address);
+    json_t *body = json_pack("{s:s?, s:I, s:I, s:I, s:b, s:b, s:b}", "destination_url", address,
+                             "downtime_ms", (json_int_t)w->downtime_ms, "timeout_ms",
+                             (json_int_t)w->timeout_ms, "bandwidth", (json_int_t)w->bandwidth,
+                             "give_up", w->policy == POLICY_GIVE_UP, "copy", w->copy, "check",
+                             w->check);
+
+    if (w->no_auto_converge)
+        json_object_set_new(body, "throttle_max", json_integer(0));
+    free(address);
+    return body;
+}
+
+static enum exit_status migrate_guest(const struct migrate_options *wanted)
+{
+    struct asking a = {.wanted = wanted};
+    pthread_t thread;
+    enum exit_status status = STATUS_FAILED;
+
+    if (!wanted->address) {
+        log_error("migrate: ADDRESS was expected: see 'ferry help migrate'");
+        return STATUS_USAGE;
+    }
+    a.body = make_body(wanted);
+    if (a.body && pthread_create(&thread, NULL, ask, &a) == 0) {
+        watch(&a);
+        pthread_join(thread, NULL);
+        status = conclude(&a);
+    }
+    json_decref(a.answer);
+    json_decref(a.body);
+    return status;
+}
+
+static enum exit_status status_of(int err)
+{
+    if (err == -ENOENT || err == -EINVAL)
+        return STATUS_USAGE;
+    return err ? STATUS_FAILED : STATUS_OK;
+}
+
+static enum exit_status show_status(const struct migrate_options *wanted)
+{
+    json_t *status = NULL;
+    int err = ask_status(wanted->name, false, &status);
+
+    if (!err && wanted->json) {
+        print_json(status, text_of(status, "status"));
+    } else if (!err) {
+        printf("%s", text_of(status, "status"));
+        if (json_object_get(status, "destination_url"))
+            printf(", to %s", text_of(status, "destination_url"));
+        printf("\n");
+        if (json_object_get(status, "error"))
+            printf("%s\n", text_of(status, "error"));
+        print_mismatches(status);
+    }
+    json_decref(status);
+    return status_of(err);
+}
+
+static enum exit_status cancel(const struct migrate_options *wanted)
+{
+    const struct client_request request = {
+        .name = wanted->name, .method = "PUT", .path = API "migration-cancel"};
+
+    return status_of(client_ask(&request, NULL));
+}
+
+static enum exit_status migrate(const struct command *command, int argc, char **argv)
+{
+    enum exit_status status = STATUS_USAGE;
+    struct migrate_options wanted = {.downtime_ms = 100, .timeout_ms = 60000};
+
+    switch (cmd_parse(command, argc, argv, &wanted)) {
+    case CMD_HELPED:
+        status = STATUS_OK;
+        break;
+    case CMD_WRONG:
+        break;
+    case CMD_PARSED:
+        status = wanted.status   ? show_status(&wanted)
+                 : wanted.cancel ? cancel(&wanted)
+                                 : migrate_guest(&wanted);
+        break;
+    }
+    free(wanted.name);
+    free(wanted.address);
+    return status;
+}
+
+const struct command cmd_migrate = {
+    .name = "migrate",
+    .usage = "[OPTION]... NAME [ADDRESS]",
+    .summary = "Move a running guest to another ferry.",
+    .options = options,
+    .operands = operands,
+    .notes = "There, 'ferry receive ADDRESS' waits: tcp:HOST:PORT or unix:PATH. The guest runs\n"
+             "on here unless it runs there. Exit status: 1 if it runs on here.",
+    .run = migrate,
+};

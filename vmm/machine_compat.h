@@ -1,0 +1,26 @@
+/*
+ * Whether a guest of another process can run here: a list of all that stands against it.
+ *
+ * A report is a JSON array of {"what", "why", "fix"}; empty: nothing. Part of the composition root;
+ * main thread. machine_introduce() of machine_internal.h is the other side's.
+ */
+#ifndef FERRY_MACHINE_COMPAT_H
+#define FERRY_MACHINE_COMPAT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+struct machine;
+struct machine_config;
+struct snapshot;
+
+/* What can be told before the machine is built. shared: memory comes as it is. -EBADMSG: the source
+ * does not say what it has. */
+int machine_compare_host(const struct machine_config *config, const struct snapshot *hello,
+                         bool shared, json_t *report);
+/* What the machine that was built can tell. */
+int machine_compare_devices(struct machine *m, const struct snapshot *hello, json_t *report);
+/* Whether the source wants to know, and no more. */
+bool machine_asks_to_check(const struct snapshot *hello);
+
+#endif
