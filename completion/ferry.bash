@@ -3,7 +3,7 @@
 
 # _ferry_run WORD PREVIOUS: what may stand for WORD.
 _ferry_run() {
-    local options='--kernel --initrd --append --cpus --memory --disk --net --console --name
+    local options='--kernel --initrd --append --cpus --memory --disk --net --switch --console --name
         --decompress --no-reboot --grace --verbose --help'
     case $2 in
         -k | --kernel | -i | --initrd) mapfile -t COMPREPLY < <(compgen -f -- "$1") ;;
@@ -19,10 +19,14 @@ _ferry_run() {
             compopt -o nospace 2>/dev/null
             if [[ $1 == nat,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                    -W 'forward=tcp: forward=udp: mac=' -- "${1##*,}")
+                    -W 'forward=tcp: forward=udp: mac= queues= mtu= csum=off tso=off mq=off' -- "${1##*,}")
             else
-                mapfile -t COMPREPLY < <(compgen -W 'nat none' -- "$1")
+                mapfile -t COMPREPLY < <(compgen -W 'nat none switch=' -- "$1")
             fi ;;
+        -s | --switch)
+            compopt -o nospace 2>/dev/null
+            [[ $1 != *,* ]] || mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
+                -W 'uplink= subnet= forward=tcp: forward=udp: trunk= native= vlan=' -- "${1##*,}") ;;
         -m | --memory)
             if [[ $1 == *,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \

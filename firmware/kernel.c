@@ -214,7 +214,6 @@ int kernel_open(struct kernel_image **out, const struct boot_config *config)
     image->kernel = (struct kernel_file){.what = "kernel", .fd = -1};
     image->initrd = (struct kernel_file){.what = "initrd", .fd = -1};
     image->decompress = config->decompress;
-    image->prefer_host_decompress = config->prefer_host_decompress;
     image->cmdline = strdup(config->cmdline ? config->cmdline : "");
     err = image->cmdline ? open_files(image, config) : -ENOMEM;
     if (err)

@@ -19,7 +19,7 @@
 
 enum kernel_format { KERNEL_BZIMAGE, KERNEL_ELF64_PVH, KERNEL_ELF64, KERNEL_MULTIBOOT };
 
-/* Who decompresses a bzImage. AUTO is what the caller's prefer_host_decompress says. */
+/* Who decompresses a bzImage. AUTO: the host, if it knows the compression: that is the quicker. */
 enum decompress_mode { DECOMPRESS_AUTO, DECOMPRESS_HOST, DECOMPRESS_GUEST };
 
 struct boot_config {
@@ -27,9 +27,6 @@ struct boot_config {
     const char *initrd_path; /* or NULL */
     const char *cmdline;     /* or NULL, as "" */
     enum decompress_mode decompress;
-    /* Asked for a bzImage alone, once, and only by DECOMPRESS_AUTO: whether the host had better do it,
-     * because its KVM emulates kernel code. NULL: it had not. */
-    bool (*prefer_host_decompress)(void);
 };
 
 /*

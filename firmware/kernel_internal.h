@@ -63,7 +63,6 @@ struct kernel_image {
     struct kernel_file initrd;
     char *cmdline; /* owns; never NULL */
     enum decompress_mode decompress;
-    bool (*prefer_host_decompress)(void);
     bool host_decompress; /* found by the probe: plan is made anew from the payload at each load */
     uint32_t head_length;
     uint8_t head[KERNEL_HEAD_LENGTH]; /* the file's beginning */

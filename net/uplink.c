@@ -38,6 +38,8 @@ static int create_nat(struct uplink *uplink, struct loop *loop, const char *name
     nat_config.dns = config->dns;
     nat_config.ipv6 = config->ipv6;
     nat_config.restricted = config->restricted;
+    if (config->mtu)
+        nat_config.mtu = config->mtu;
     nat_config.forwards = config->forwards;
     nat_config.n_forwards = config->n_forwards;
     err = nat_create(&nat, loop, &nat_config);

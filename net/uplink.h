@@ -30,6 +30,7 @@ struct uplink_config {
     struct in_addr dns;     /* INADDR_ANY: none was given */
     bool ipv6;
     bool restricted;
+    unsigned mtu;           /* of the card, bytes of IP; 0: 1500 */
     struct net_forward forwards[UPLINK_MAX_FORWARDS];
     unsigned n_forwards;
 };

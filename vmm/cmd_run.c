@@ -10,13 +10,19 @@
 #include <sys/sysinfo.h>
 
 #include "vmm/cmd.h"
+#include "vmm/lab_switch.h"
 #include "vmm/machine.h"
 #include "vmm/process.h"
+#include "vmm/process_net.h"
 #include "vmm/util/log.h"
+
+#define MAX_SWITCHES 16
 
 struct run_options {
     struct machine_config machine;
     unsigned verbose;
+    struct switch_options switches[MAX_SWITCHES];
+    unsigned n_switches;
 };
 
 static int read_memory(void *object, const char *text)
@@ -32,6 +38,24 @@ static int read_disk(void *object, const char *text)
 static int read_net(void *object, const char *text)
 {
     return machine_config_add_net(&((struct run_options *)object)->machine, text);
+}
+
+static int read_switch(void *object, const char *text)
+{
+    struct run_options *wanted = object;
+    struct option_list list = {0};
+    int err;
+
+    if (wanted->n_switches == MAX_SWITCHES) {
+        log_error("--switch: '%s' is one too many: at most %u switches were expected", text,
+                  MAX_SWITCHES);
+        return -ENOSPC;
+    }
+    err = option_list_split(&list, "--switch", text);
+    if (!err)
+        err = switch_options_read(&wanted->switches[wanted->n_switches++], &list);
+    option_list_fini(&list);
+    return err;
 }
 
 int cmd_count_up(const struct option_key *key, const char *text, void *field)
@@ -81,9 +105,11 @@ static const struct cmd_option options[] = {
      "disk, a raw image; more: PATH,readonly=on,direct=on,\nserial=TEXT; repeat",
      {.name = "disk"}, read_disk},
     {'n', "MODE", "none",
-     "network card: nat or none; more: nat,subnet=NET/BITS,\n"
+     "network card: nat, none or switch=NAME; more: nat,\n"
      "forward=tcp|udp:[ADDR:]PORT-[ADDR:]PORT;\nrepeat",
      {.name = "net"}, read_net},
+    {'s', "NAME", "none", "switch; more: NAME,uplink=MODE; repeat",
+     {.name = "switch"}, read_switch},
     {0, "KIND", "serial", "the guest's console: serial, virtio or off",
      {.name = "console", .parse = option_parse_choice, .offset = AT(machine.console),
       .choices = console_kinds}, NULL},
@@ -109,7 +135,7 @@ static const struct cmd_option options[] = {
 static bool is_of_file(const struct cmd_option *option)
 {
     return option->key.offset < offsetof(struct run_options, verbose) &&
-           strcmp(option->key.name, "name") != 0;
+           option->read != read_switch && strcmp(option->key.name, "name") != 0;
 }
 
 const struct cmd_option *cmd_run_option(const char *name)
@@ -191,14 +217,16 @@ void cmd_set_verbosity(unsigned verbose)
         log_set_level(verbose == 1 ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG);
 }
 
-static enum exit_status create_and_run(const struct machine_config *config)
+static enum exit_status create_and_run(const struct run_options *wanted)
 {
     struct process *process = NULL;
     struct machine *machine;
-    int error = process_create(&process, config->name);
+    int error = process_create(&process, wanted->machine.name);
 
+    for (unsigned i = 0; !error && i < wanted->n_switches; i++)
+        error = process_add_switch(process, &wanted->switches[i]);
     if (!error)
-        error = machine_create(&machine, process, config);
+        error = machine_create(&machine, process, &wanted->machine);
     if (!error)
         return cmd_run_machine(process, machine);
     process_destroy(process);
@@ -220,10 +248,12 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     case CMD_PARSED:
         cmd_set_verbosity(wanted.verbose);
         if (machine_config_finish(&wanted.machine) == 0 && cmd_check_memory("--memory", &wanted.machine) == 0)
-            status = create_and_run(&wanted.machine);
+            status = create_and_run(&wanted);
         break;
     }
     machine_config_fini(&wanted.machine);
+    for (unsigned i = 0; i < wanted.n_switches; i++)
+        switch_options_fini(&wanted.switches[i]);
     return status;
 }
 

@@ -20,6 +20,7 @@
 #include "vmm/lab_config.h"
 #include "vmm/machine.h"
 #include "vmm/process.h"
+#include "vmm/process_net.h"
 #include "vmm/util/log.h"
 #include "vmm/util/rundir.h"
 
@@ -106,6 +107,8 @@ static enum exit_status run_lab(struct lab *lab)
 {
     int err = process_create(&lab->process, lab->config.name);
 
+    for (unsigned i = 0; !err && i < lab->config.n_switches; i++)
+        err = process_add_switch(lab->process, &lab->config.switches[i]);
     if (!err)
         err = build_guests(lab);
     if (err) {

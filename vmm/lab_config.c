@@ -93,22 +93,156 @@ static int make_single(const struct lab_node *node, struct option_list *list)
                                                               : add_value(&walk, node);
 }
 
+/* ---- switches ---- */
+
+struct switch_walk {
+    struct switch_options *options;
+    struct option_list *list;
+};
+
+/* A rule or a mirror: a text, or a mapping that becomes one. */
+static int read_entry(const struct lab_node *node, struct switch_options *options,
+                      int (*add)(struct switch_options *, const char *, const char *))
+{
+    struct option_list list = {0};
+    int err = make_list(node, &list);
+
+    if (!err)
+        err = add(options, list.where, list.text);
+    option_list_fini(&list);
+    return err;
+}
+
+static int read_rule(void *arg, const struct lab_node *node)
+{
+    return read_entry(node, arg, switch_options_add_rule);
+}
+
+static int read_mirror(void *arg, const struct lab_node *node)
+{
+    return read_entry(node, arg, switch_options_add_mirror);
+}
+
+/* `uplink: nat,subnet=10.1.0.0/24` is the mode and keys of the switch's own. */
+static int read_uplink(const struct lab_node *node, struct option_list *list)
+{
+    const char *text = lab_scalar(node);
+    struct option_list items = {0};
+    char where[LAB_WHERE_MAX];
+    int err = text ? option_list_split(&items, lab_where(node, where), text) : -EINVAL;
+
+    for (size_t i = 0; !err && i < items.n_items; i++) {
+        const struct option_item *item = &items.items[i];
+
+        err = option_list_add(list, where, item->name || i > 0 ? item->name : "uplink", item->value);
+    }
+    option_list_fini(&items);
+    return err;
+}
+
+static int read_switch_key(void *arg, const char *key, const struct lab_node *value)
+{
+    struct switch_walk *walk = arg;
+    struct list_walk pairs = {.list = walk->list};
+
+    if (strcmp(key, "rules") == 0 || strcmp(key, "mirrors") == 0)
+        return 0; /* read when the options have been */
+    if (strcmp(key, "uplink") == 0)
+        return read_uplink(value, walk->list);
+    return add_pair(&pairs, key, value);
+}
+
+static int read_switch_lists(void *arg, const char *key, const struct lab_node *value)
+{
+    if (strcmp(key, "rules") == 0)
+        return lab_walk_list(value, read_rule, arg);
+    if (strcmp(key, "mirrors") == 0)
+        return lab_walk_list(value, read_mirror, arg);
+    return 0;
+}
+
+static int read_switch_options(const struct lab_node *node, const char *name,
+                               struct switch_options *options)
+{
+    struct option_list list = {0};
+    struct switch_walk walk = {.options = options, .list = &list};
+    char where[LAB_WHERE_MAX];
+    int err = option_list_init(&list, lab_where(node, where)) < 0 ? no_memory(node) : 0;
+
+    if (!err)
+        err = option_list_add(&list, where, "name", name);
+    if (!err && !lab_is_empty(node))
+        err = lab_walk_map(node, read_switch_key, &walk);
+    if (!err)
+        err = switch_options_read(options, &list);
+    if (!err && !lab_is_empty(node))
+        err = lab_walk_map(node, read_switch_lists, options);
+    option_list_fini(&list);
+    return err;
+}
+
+static int read_switch(void *arg, const char *name, const struct lab_node *value)
+{
+    struct lab_config *lab = arg;
+    struct switch_options *switches;
+
+    if (lab->n_switches == LAB_MAX_SWITCHES)
+        return refuse(value, "this switch is one too many");
+    switches = realloc(lab->switches, (lab->n_switches + 1) * sizeof(*switches));
+    if (!switches)
+        return no_memory(value);
+    lab->switches = switches;
+    switches[lab->n_switches] = (struct switch_options){0};
+    return read_switch_options(value, name, &switches[lab->n_switches++]);
+}
+
+static int read_switches(struct lab_config *lab, const struct lab_node *node)
+{
+    return lab_is_empty(node) ? 0 : lab_walk_map(node, read_switch, lab);
+}
+
+static bool has_switch(const struct lab_config *lab, const char *name)
+{
+    for (unsigned i = 0; i < lab->n_switches; i++)
+        if (strcmp(lab->switches[i].name, name) == 0)
+            return true;
+    return false;
+}
+
 /* ---- guests ---- */
 
 struct guest_walk {
-    struct machine_config *config;
+    const struct lab_config *lab;
+    struct machine_config *config; /* the last of the lab's */
     const struct cmd_option *option;
 };
+
+/* What a NIC is plugged into must be described: a switch by a mistyped name would be an empty one. */
+static int check_switch(const struct guest_walk *walk, const struct lab_node *node, unsigned n_before)
+{
+    const struct net_options *net = &walk->config->nets[n_before];
+    char where[LAB_WHERE_MAX];
+
+    if (walk->config->n_nets == n_before || !net->switch_name[0] ||
+        has_switch(walk->lab, net->switch_name))
+        return 0;
+    log_error("%s: switch='%s' is not valid: a switch of this file was expected",
+              lab_where(node, where), net->switch_name);
+    return -EINVAL;
+}
 
 static int set_option(void *arg, const struct lab_node *node)
 {
     const struct guest_walk *walk = arg;
+    unsigned n_nets = walk->config->n_nets;
     struct option_list list = {0};
     /* Options that are read as lists have no parser of their own. */
     int err = walk->option->read ? make_list(node, &list) : make_single(node, &list);
 
     if (!err)
         err = cmd_run_set(walk->option, &list, walk->config);
+    if (!err)
+        err = check_switch(walk, node, n_nets);
     option_list_fini(&list);
     return err;
 }
@@ -125,7 +259,9 @@ static const struct cmd_option *find_option(const char *key)
 
 static int read_guest_key(void *arg, const char *key, const struct lab_node *value)
 {
-    struct guest_walk walk = {.config = arg, .option = find_option(key)};
+    const struct lab_config *lab = arg;
+    struct guest_walk walk = {.lab = lab, .config = &lab->guests[lab->n_guests - 1],
+                              .option = find_option(key)};
 
     if (!walk.option)
         return refuse(value, "unknown key: an option of 'ferry run' was expected, such as kernel, "
@@ -185,7 +321,7 @@ static int read_guest(void *arg, const char *name, const struct lab_node *value)
     config->name = strdup(name);
     if (!config->name || !config->lab)
         return no_memory(value);
-    err = lab_walk_map(value, read_guest_key, config);
+    err = lab_walk_map(value, read_guest_key, lab);
     return err ? err : check_guest(lab, value);
 }
 
@@ -214,7 +350,7 @@ static int read_name(struct lab_config *lab, const struct lab_node *node)
 static const struct section {
     const char *name;
     int (*read)(struct lab_config *lab, const struct lab_node *node);
-} sections[] = {{"name", read_name}, {"guests", read_guests}};
+} sections[] = {{"name", read_name}, {"switches", read_switches}, {"guests", read_guests}};
 #define N_SECTIONS (sizeof(sections) / sizeof(sections[0]))
 
 static int find_section(void *arg, const char *key, const struct lab_node *value)
@@ -299,7 +435,10 @@ void lab_config_fini(struct lab_config *lab)
 {
     for (unsigned i = 0; i < lab->n_guests; i++)
         machine_config_fini(&lab->guests[i]);
+    for (unsigned i = 0; i < lab->n_switches; i++)
+        switch_options_fini(&lab->switches[i]);
     free(lab->guests);
+    free(lab->switches);
     free(lab->name);
     *lab = (struct lab_config){0};
 }

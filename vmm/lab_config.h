@@ -7,12 +7,17 @@
 
 #include <stddef.h>
 
+#include "vmm/lab_switch.h"
 #include "vmm/machine_config.h"
 #include "vmm/process.h"
+
+#define LAB_MAX_SWITCHES 32
 
 /* Strings and arrays are owned by the struct. */
 struct lab_config {
     char *name; /* of the process */
+    struct switch_options *switches;
+    unsigned n_switches;
     struct machine_config *guests;
     unsigned n_guests;
 };

@@ -9,7 +9,6 @@
 #include "vmm/machine.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,14 +18,11 @@
 #include "devices/power.h"
 #include "devices/virtio/blk.h"
 #include "devices/virtio/console.h"
-#include "devices/virtio/net.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
-#include "net/uplink.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
-#include "vmm/probe.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop_thread.h"
@@ -184,20 +180,6 @@ static int build_memory(struct machine *m)
     return memory_create(&m->mem, &config);
 }
 
-/* Where there is no KVM to ask, vm_create() says so later. */
-static bool kvm_emulates_kernels(void)
-{
-    struct kvm_traits traits = {0};
-    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-
-    if (fd < 0)
-        return false;
-    if (kvm_probe(fd, &traits) < 0)
-        traits.emulates_kernel = false;
-    close(fd);
-    return traits.emulates_kernel;
-}
-
 static int build_kernel(struct machine *m)
 {
     struct boot_config config = {
@@ -205,7 +187,6 @@ static int build_kernel(struct machine *m)
         .initrd_path = m->config->initrd,
         .cmdline = m->config->append,
         .decompress = m->config->decompress,
-        .prefer_host_decompress = kvm_emulates_kernels,
     };
 
     return kernel_open(&m->kernel, &config);
@@ -299,41 +280,6 @@ static int build_virtio_console(struct machine *m)
     return err ? err : add_virtio(m, vdev);
 }
 
-static int build_uplink(struct machine *m, unsigned index)
-{
-    const struct net_options *net = &m->config->nets[index];
-
-    snprintf(m->net_ids[index], sizeof(m->net_ids[index]), "net%u", index);
-    return uplink_create(&m->uplinks[index], m->loop, m->net_ids[index], &net->uplink,
-                         net->mac.bytes);
-}
-
-static int build_net(struct machine *m, unsigned index)
-{
-    struct virtio_net_options options = {0};
-    struct virtio_device *vdev;
-    struct net_port *port;
-    int err = build_uplink(m, index);
-
-    if (err)
-        return err;
-    memcpy(options.mac, m->config->nets[index].mac.bytes, sizeof(options.mac));
-    err = virtio_net_create(&vdev, &m->env, m->net_ids[index], &options, &port);
-    if (err)
-        return err;
-    net_port_connect(port, uplink_port(m->uplinks[index]));
-    return add_virtio(m, vdev);
-}
-
-static int build_nets(struct machine *m)
-{
-    int err = 0;
-
-    for (unsigned i = 0; !err && i < m->config->n_nets; i++)
-        err = build_net(m, i);
-    return err;
-}
-
 static int build_vcpus(struct machine *m)
 {
     const struct vcpus_config config = {
@@ -352,14 +298,14 @@ static int build_vcpus(struct machine *m)
 /* What can be wrong with files and options comes before what costs time. */
 static int (*const build_steps[])(struct machine *) = {
     build_kernel, build_memory, build_vm, build_busses, machine_build_console,
-    machine_arch_devices, build_disks, build_nets, build_rng, build_virtio_console, build_vcpus,
+    machine_arch_devices, build_disks, machine_build_nets, build_rng, build_virtio_console, build_vcpus,
     machine_arch_load,
 };
 
 /* The same machine, but what it holds comes from a file. */
 static int (*const restore_steps[])(struct machine *) = {
     build_memory, build_vm,  build_busses, machine_build_console, machine_arch_devices,
-    build_disks,  build_nets, build_rng, build_virtio_console, build_vcpus, machine_load,
+    build_disks,  machine_build_nets, build_rng, build_virtio_console, build_vcpus, machine_load,
 };
 
 static void for_each_device(struct machine *m, void (*action)(struct device *dev));
@@ -374,7 +320,7 @@ static int pause_devices(struct machine *m)
 /* What it holds comes later, from another process. */
 static int (*const incoming_steps[])(struct machine *) = {
     build_memory, build_vm,  build_busses,         machine_build_console, machine_arch_devices, build_disks,
-    build_nets,   build_rng, build_virtio_console, build_vcpus,   pause_devices,
+    machine_build_nets, build_rng, build_virtio_console, build_vcpus,   pause_devices,
 };
 
 static int build(struct machine *m, int (*const steps[])(struct machine *), size_t n)
@@ -713,8 +659,7 @@ void machine_destroy(struct machine *m)
         m->n_devices--;
         loop_thread_call(m->device_threads[m->n_devices], destroy_device, m->devices[m->n_devices]);
     }
-    for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
-        uplink_destroy(m->uplinks[i]);
+    machine_remove_nets(m);
     machine_remove_console(m);
     bus_destroy(m->mmio);
     bus_destroy(m->pio);

@@ -154,26 +154,80 @@ static const struct option_key net_keys[] = {
      .parse = option_parse_choice,
      .offset = offsetof(struct net_options, uplink.kind),
      .choices = uplink_kinds,
-     .expects = "nat or none",
-     .required = true},
+     .expects = "nat or none"},
     {.name = "mac",
      .parse = option_parse_mac,
      .offset = offsetof(struct net_options, mac)},
+    {.name = "switch",
+     .parse = net_parse_name,
+     .offset = offsetof(struct net_options, switch_name),
+     .expects = "a switch's name, of at most 31 letters, digits, '.', '_' or '-',"},
+    {.name = "port",
+     .parse = net_parse_name,
+     .offset = offsetof(struct net_options, port.name),
+     .expects = "a port's name, of at most 31 letters, digits, '.', '_' or '-',"},
+    {.name = "monitor",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct net_options, monitor)},
+    SWITCH_PORT_KEYS(struct net_options, port),
     UPLINK_KEYS(struct net_options, uplink),
+    NET_CARD_KEYS(struct net_options, card),
     {0},
 };
 
-/* Whether each key that came goes with the mode. */
-static int check_net_keys(const char *where, const struct net_options *net, uint64_t seen)
+_Static_assert(sizeof(net_keys) / sizeof(net_keys[0]) <= 64, "a bit for each key");
+
+/* Those that go with switch= only, and those that go with anything. */
+static const struct option_key switch_keys[] = {
+    {.name = "port"}, {.name = "monitor"}, SWITCH_PORT_KEYS(struct net_options, port), {0}};
+static const struct option_key card_keys[] = {
+    {.name = "mac"}, {.name = "switch"}, NET_CARD_KEYS(struct net_options, card), {0}};
+
+static bool is_among(const struct option_key *keys, const char *name)
 {
-    for (unsigned i = 0; net_keys[i].name; i++) {
-        if (!(seen & 1ull << i) || uplink_key_applies(&net->uplink, net_keys[i].name))
-            continue;
-        log_error("%s: %s= does not go together with %s", where, net_keys[i].name,
-                  uplink_mode_name(&net->uplink));
+    for (; keys->name; keys++)
+        if (strcmp(keys->name, name) == 0)
+            return true;
+    return false;
+}
+
+static bool key_applies(const struct net_options *net, const char *name)
+{
+    if (is_among(card_keys, name))
+        return true;
+    if (net->switch_name[0])
+        return is_among(switch_keys, name);
+    return !is_among(switch_keys, name) && uplink_key_applies(&net->uplink, name);
+}
+
+/* The port's name may be made up later, see finish_port(). */
+static int check_port(const char *where, struct switch_port_config port)
+{
+    if (!port.name[0])
+        strcpy(port.name, "port");
+    return switch_port_config_check(where, &port);
+}
+
+/* Whether each key that came goes with the mode. */
+static int check_net_keys(const struct option_list *list, const struct net_options *net,
+                          uint64_t seen)
+{
+    bool has_mode = seen & 1; /* keys[0] */
+
+    if (!has_mode && !net->switch_name[0]) {
+        log_error("%s: '%s' lacks a mode, such as nat, or switch=", list->where, list->text);
         return -EINVAL;
     }
-    return uplink_config_check(where, &net->uplink);
+    for (unsigned i = 0; net_keys[i].name; i++) {
+        if (!(seen & 1ull << i) || key_applies(net, net_keys[i].name))
+            continue;
+        log_error("%s: %s= does not go together with %s", list->where, net_keys[i].name,
+                  net->switch_name[0] ? "switch=" : uplink_mode_name(&net->uplink));
+        return -EINVAL;
+    }
+    if (net->switch_name[0])
+        return check_port(list->where, net->port);
+    return uplink_config_check(list->where, &net->uplink);
 }
 
 int machine_config_put_net(struct machine_config *config, const struct option_list *list)
@@ -198,11 +252,13 @@ int machine_config_put_net(struct machine_config *config, const struct option_li
     }
     net = &config->nets[config->n_nets++];
     uplink_config_init(&net->uplink);
+    net_card_init(&net->card);
     net->text = strdup(list->text);
     if (!net->text)
         return -ENOMEM;
     error = option_list_read(list, net_keys, net, &seen);
-    return error < 0 ? error : check_net_keys(list->where, net, seen);
+    net->uplink.mtu = net->card.mtu;
+    return error < 0 ? error : check_net_keys(list, net, seen);
 }
 
 /* ---- from one text ---- */
@@ -289,6 +345,26 @@ static bool mac_taken(const struct machine_config *config, unsigned index)
     return false;
 }
 
+/* The port's name is the guest's with the NIC's number behind it. */
+static int finish_port(struct machine_config *config, unsigned index, const char *where)
+{
+    struct net_options *net = &config->nets[index];
+    char name[CONTROL_NAME_MAX + 16];
+
+    net->port.kind = net->monitor ? SWITCH_PORT_MIRROR : SWITCH_PORT_GUEST;
+    net->port.mac = net->mac;
+    if (net->port.name[0])
+        return 0;
+    snprintf(name, sizeof(name), "%s%u", config->name, index);
+    if (!net_name_valid(name)) {
+        log_error("%s: a network card's port needs a name, port=, because '%s' is too long for one",
+                  where, name);
+        return -EINVAL;
+    }
+    memcpy(net->port.name, name, strlen(name) + 1);
+    return 0;
+}
+
 static int finish_nets(struct machine_config *config, const char *where)
 {
     for (unsigned i = 0; i < config->n_nets; i++) {
@@ -296,6 +372,8 @@ static int finish_nets(struct machine_config *config, const char *where)
 
         if (!net->mac.given)
             net->mac = default_mac(config, i);
+        if (net->switch_name[0] && finish_port(config, i, where) < 0)
+            return -EINVAL;
         if (mac_taken(config, i)) {
             log_error("%s: two network cards have the same mac=", where);
             return -EINVAL;

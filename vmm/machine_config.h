@@ -11,7 +11,9 @@
 #include <stdint.h>
 
 #include "firmware/kernel.h"
+#include "net/switch.h"
 #include "net/uplink.h"
+#include "vmm/machine_net.h"
 #include "vmm/util/options.h"
 
 /* A NIC takes a PCI slot, as does a disk; bus 0 has 32. */
@@ -36,6 +38,10 @@ struct disk_options {
 struct net_options {
     char *text; /* as it was given */
     struct option_mac mac; /* always given after machine_config_finish() */
+    struct net_card_options card;
+    char switch_name[NET_NAME_MAX]; /* ""; or what it is plugged into, by a port of: */
+    struct switch_port_config port;
+    bool monitor; /* the port gets copies only */
     struct uplink_config uplink;
 };
 

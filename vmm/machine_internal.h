@@ -17,13 +17,24 @@ struct kernel_image;
 struct loop_thread;
 struct migration;
 struct pci_bus;
+struct process_switch;
 struct snapshot;
 struct stream_reader;
+struct switch_port;
 struct target;
 struct uplink;
 struct vcpus;
 struct virtio_device;
 struct vm;
+
+/* What a NIC is plugged into, and the environment of its device. */
+struct machine_nic {
+    char id[16];                /* "net0" */
+    struct device_env env;      /* the machine's, but for the loop */
+    struct process_switch *net; /* borrowed; NULL: it has an uplink of its own */
+    struct switch_port *port;   /* of the switch; on its thread */
+    struct uplink *uplink;      /* owned */
+};
 
 struct machine {
     const struct machine_config *config; /* borrowed */
@@ -50,8 +61,7 @@ struct machine {
     /* Borrowed: the thread whose loop a device is on; NULL: the process's loop. */
     struct loop_thread *device_threads[MACHINE_MAX_DEVICES];
     unsigned n_devices;
-    char net_ids[MACHINE_MAX_NETS][16];
-    struct uplink *uplinks[MACHINE_MAX_NETS]; /* what each NIC is plugged into */
+    struct machine_nic nics[MACHINE_MAX_NETS];
     struct vcpus *vcpus;
     struct virtio_device *disks[MACHINE_MAX_DISKS]; /* borrowed from devices[] */
     unsigned n_disks;
@@ -94,6 +104,12 @@ int machine_add_device_on(struct machine *m, struct device *dev, struct loop_thr
  * returned. Called without the lock, and not from a callback of that loop. */
 int machine_on_device(struct machine *m, unsigned index,
                       int (*work)(struct device *dev, void *arg), void *arg);
+
+/* ---- NICs; machine_nics.c ---- */
+
+int machine_build_nets(struct machine *m);
+/* The devices are gone. */
+void machine_remove_nets(struct machine *m);
 
 /* ---- the console; machine_console.c ---- */
 

@@ -23,35 +23,23 @@
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process_control.h"
+#include "vmm/process_internal.h"
+#include "vmm/process_net.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop.h"
 
 #define LOOP_ENTRIES 128
-
-struct process {
-    const char *name; /* borrowed */
-    struct loop *loop;
-    int signal_fd;
-    struct loop_op signal_op;
-    int signal_number;       /* the first that asked for the end, or 0 */
-    struct control *control; /* NULL: there is no folder for its socket */
-    struct machine *guests[PROCESS_MAX_GUESTS];
-    unsigned n_guests;
-    struct {
-        char name[CONTROL_NAME_MAX + 1];
-        const char *how;
-    } past[PROCESS_MAX_GUESTS]; /* those that have ended */
-    unsigned n_past;
-};
 
 /* ---- signals ---- */
 
 /* The first asks the guests by the power button, the second does not ask. */
 void process_ask_to_end(struct process *p, int number)
 {
-    bool again = p->signal_number != 0;
+    bool again = p->asked_to_end;
 
-    p->signal_number = number ? number : p->signal_number;
+    p->asked_to_end = true;
+    if (p->signal_number == 0)
+        p->signal_number = number;
     for (unsigned i = 0; i < p->n_guests; i++) {
         if (again)
             machine_kill(p->guests[i]);
@@ -145,6 +133,12 @@ void process_destroy(struct process *p)
     p->control = NULL;
     while (p->n_guests > 0)
         machine_destroy(p->guests[p->n_guests - 1]);
+    while (p->switches) {
+        struct process_switch *next = p->switches->next;
+
+        process_switch_destroy(p->switches);
+        p->switches = next;
+    }
     if (p->loop)
         forget_signals(p);
     loop_destroy(p->loop);

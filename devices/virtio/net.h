@@ -1,8 +1,8 @@
 /*
  * virtio-net: a guest's network card (virtio 1.2 §5.1), one end of a wire.
  *
- * One receive and one transmit queue, and a control queue for the receive filter and the address.
- * No offloads: frames are whole and carry their checksums.
+ * Pairs of receive and transmit queues, and a control queue. Checksums and segmentation are passed
+ * on with the frame in both directions, to whoever accepts that.
  *
  * Threads: as struct virtio_class says. The port's callbacks run on the event loop's thread
  * without the device lock, and take it; what the card sends to its peer, it sends without the lock.
@@ -19,9 +19,15 @@
 #define VIRTIO_NET_MIN_MTU 1280u /* §5.1.4.1: SHOULD be at least that */
 #define VIRTIO_NET_MAX_MTU 65520u
 
+#define VIRTIO_NET_MAX_PAIRS 16u
+#define VIRTIO_NET_SPEED 10000u  /* Mbit/s, unless told otherwise: for drivers that ask */
+
 struct virtio_net_options {
-    uint8_t mac[6]; /* a station's, not a group's */
-    uint16_t mtu;   /* told to the driver: VIRTIO_NET_MIN_MTU..VIRTIO_NET_MAX_MTU; 0: not told */
+    uint8_t mac[6];    /* a station's, not a group's */
+    uint16_t mtu;      /* told to the driver: VIRTIO_NET_MIN_MTU..VIRTIO_NET_MAX_MTU; 0: not told */
+    uint32_t speed;    /* Mbit/s; 0: VIRTIO_NET_SPEED */
+    unsigned pairs;    /* of queues, up to VIRTIO_NET_MAX_PAIRS; 0: one */
+    uint64_t withheld; /* features that are not offered, as bits: the card's or the ring's */
 };
 
 /* Frames that were dropped: of the guest's, or on their way to it. */
@@ -42,6 +48,10 @@ int virtio_net_create(struct virtio_device **out, const struct device_env *env, 
 /* The cable, as the driver sees it (§5.1.4: status). Up from the start. With the device lock held;
  * loop thread. */
 void virtio_net_set_link(struct virtio_device *vdev, bool up);
+
+/* Asks the driver to make itself known on the wire (§5.1.6.5.4), if it can. So does the card itself
+ * when it goes on from a saved state. With the device lock held; loop thread. */
+void virtio_net_announce(struct virtio_device *vdev);
 
 /* Loop thread. */
 void virtio_net_get_counters(const struct virtio_device *vdev,

@@ -122,7 +122,7 @@ uint64_t virtio_offered(struct virtio_device *vdev)
 {
     uint64_t own = vdev->class->features ? vdev->class->features(vdev) : 0;
 
-    vdev->offered = own | ENGINE_FEATURES;
+    vdev->offered = (own | ENGINE_FEATURES) & ~vdev->withheld;
     return vdev->offered;
 }
 

@@ -86,6 +86,7 @@ struct virtio_device {
     unsigned n_queues;
     struct virtqueue *queues;     /* owns */
     uint8_t status;
+    uint64_t withheld;            /* features that are not to be offered, set before virtio_attach() */
     uint64_t offered;             /* features; see virtio_offered() */
     uint64_t negotiated;          /* what the driver chose; final with FEATURES_OK, 0 before */
     uint64_t driver_features;     /* what it wrote so far */
@@ -128,7 +129,7 @@ bool virtio_device_live(const struct virtio_device *vdev);
 void virtio_attach(struct virtio_device *vdev, const struct virtio_transport_ops *ops,
                    void *transport);
 
-/* The class's features and those of the engine; refreshes vdev->offered. */
+/* The class's features and those of the engine, without those withheld; refreshes vdev->offered. */
 uint64_t virtio_offered(struct virtio_device *vdev);
 
 /*

@@ -11,6 +11,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "firmware/x86/x86_internal.h"
 #include "vmm/util/log.h"
@@ -112,10 +113,27 @@ static enum boot_mode mode_of(enum kernel_format format)
     return BOOT_LONG64;
 }
 
-/* The host unpacks the payload and the ELF inside is loaded where it was linked to run, so nothing
- * is relocated; startup_64 is its entry (arch/x86/kernel/head_64.S). */
+/* As the kernel does to itself where it unpacks itself. Without random numbers it stays. */
+static bool move_kernel(const struct kernel_image *image, const struct kernel_plan *plan,
+                        uint8_t *unpacked)
+{
+    struct kaslr_kernel kernel = {
+        .bytes = unpacked,
+        .size = image->payload.unpacked,
+        .plan = plan,
+    };
+    uint64_t random, distance;
+
+    bzimage_placement(image, &kernel);
+    return kaslr_is_wanted(image->cmdline) &&
+           getrandom(&random, sizeof(random), 0) == (ssize_t)sizeof(random) &&
+           kaslr_apply(&kernel, random, &distance);
+}
+
+/* The host unpacks the payload and the ELF inside is loaded at the physical address it was linked
+ * for; startup_64 is its entry (arch/x86/kernel/head_64.S). */
 static int load_unpacked(const struct kernel_image *image, struct guest_memory *mem,
-                         struct kernel_ranges *used, struct kernel_plan *plan)
+                         struct kernel_ranges *used, struct kernel_plan *plan, bool *moved)
 {
     struct kernel_source source = {.file = &image->kernel, .size = image->payload.unpacked};
     struct elf_facts facts;
@@ -137,8 +155,10 @@ static int load_unpacked(const struct kernel_image *image, struct guest_memory *
         err = elf_check_64(&source, &facts);
     if (!err)
         err = elf_check_entry(&source, plan);
-    if (!err)
+    if (!err) {
+        *moved = move_kernel(image, plan, unpacked);
         err = kernel_plan_load(plan, &source, mem, used);
+    }
     kernel_unpacked_free(image, unpacked);
     return err;
 }
@@ -245,12 +265,13 @@ static gpa_t highest_end(const struct kernel_ranges *ranges)
 /* All but the kernel itself. */
 static int write_boot_data(const struct kernel_image *image, struct guest_memory *mem,
                            const struct firmware_tables *tables, const struct kernel_ranges *used,
-                           struct boot_entry *out)
+                           bool moved, struct boot_entry *out)
 {
     struct boot_facts facts = {
         .cmdline = BOOT_CMDLINE_BASE,
         .cmdline_length = strlen(image->cmdline),
         .rsdp = tables->root,
+        .moved = moved,
     };
     const struct memory_region *regions;
     int err;
@@ -278,6 +299,7 @@ int kernel_arch_load(const struct kernel_image *image, struct guest_memory *mem,
     struct kernel_plan unpacked;
     const struct kernel_plan *plan = &image->plan;
     const struct memory_region *regions;
+    bool moved = false;
     int err;
 
     memory_regions(mem, &regions);
@@ -288,7 +310,7 @@ int kernel_arch_load(const struct kernel_image *image, struct guest_memory *mem,
     kernel_ranges_add(&used, tables->base, tables->base + tables->size);
     if (image->host_decompress) {
         plan = &unpacked;
-        err = load_unpacked(image, mem, &used, &unpacked);
+        err = load_unpacked(image, mem, &used, &unpacked, &moved);
     } else {
         err = kernel_plan_load(plan, &source, mem, &used);
     }
@@ -299,5 +321,5 @@ int kernel_arch_load(const struct kernel_image *image, struct guest_memory *mem,
         .entry = plan->entry,
         .info = BOOT_INFO_BASE,
     };
-    return write_boot_data(image, mem, tables, &used, out);
+    return write_boot_data(image, mem, tables, &used, moved, out);
 }

@@ -1,8 +1,8 @@
 /*
  * bzImage kernels: the setup header checked, a load plan, and the payload for the host to unpack.
  *
- * Does not boot by the 16- or 32-bit protocols, and does not relocate: the kernel is placed where
- * it prefers to be, whether the guest decompresses it or the host does. No state.
+ * Does not boot by the 16- or 32-bit protocols. The kernel is placed where it prefers to be, whether
+ * the guest decompresses it or the host does. No state.
  *
  * Text: Linux, Documentation/arch/x86/boot.rst, protocol 2.12 to 2.15.
  */
@@ -177,17 +177,12 @@ static int check_cmdline(const struct kernel_image *image)
     return -E2BIG;
 }
 
-static bool wants_host(const struct kernel_image *image)
+/* A kernel that names no payload is whole as it is, or keeps to itself what it does. */
+static bool wants_host(const struct kernel_image *image, const struct linux_setup_header *header)
 {
-    switch (image->decompress) {
-    case DECOMPRESS_HOST:
-        return true;
-    case DECOMPRESS_GUEST:
-        return false;
-    case DECOMPRESS_AUTO:
-        break;
-    }
-    return image->prefer_host_decompress && image->prefer_host_decompress();
+    if (image->decompress == DECOMPRESS_AUTO)
+        return header->payload_length > 0;
+    return image->decompress == DECOMPRESS_HOST;
 }
 
 int bzimage_probe(struct kernel_image *image)
@@ -199,10 +194,19 @@ int bzimage_probe(struct kernel_image *image)
         err = plan_kernel(image, &header);
     if (!err)
         err = check_cmdline(image);
-    if (err || !wants_host(image))
+    if (err || !wants_host(image, &header))
         return err;
     err = read_payload(image, &header);
     return err ? err : choose_decompressor(image);
+}
+
+void bzimage_placement(const struct kernel_image *image, struct kaslr_kernel *out)
+{
+    struct linux_setup_header header = get_header(image);
+
+    out->base = header.pref_address;
+    out->room = header.init_size;
+    out->alignment = header.relocatable_kernel ? header.kernel_alignment : 0;
 }
 
 uint64_t bzimage_cmdline_max(const struct kernel_image *image)

@@ -18,6 +18,7 @@
 #define LINUX_PROTOCOL_64 0x020C       /* the first version with xloadflags */
 #define LINUX_LOADER_UNDEFINED 0xFF
 #define LINUX_LOADED_HIGH 0x01         /* loadflags */
+#define LINUX_KASLR_FLAG 0x02          /* loadflags, between who unpacks the kernel and the kernel */
 #define LINUX_XLF_KERNEL_64 0x0001     /* xloadflags */
 #define LINUX_XLF_CAN_BE_LOADED_ABOVE_4G 0x0002
 #define LINUX_ENTRY_64 0x200           /* from the load address */

@@ -42,6 +42,8 @@ int linux_params_write(struct guest_memory *mem, const struct boot_facts *facts,
     else
         make_setup_header(&params.hdr);
     params.hdr.type_of_loader = LINUX_LOADER_UNDEFINED;
+    if (facts->moved)
+        params.hdr.loadflags |= LINUX_KASLR_FLAG;
     params.hdr.vid_mode = LINUX_VIDEO_MODE_NORMAL;
     params.hdr.cmd_line_ptr = (uint32_t)facts->cmdline;
     params.ext_cmd_line_ptr = (uint32_t)(facts->cmdline >> 32);

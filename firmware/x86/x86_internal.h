@@ -58,6 +58,7 @@ struct boot_facts {
     uint64_t initrd_size;
     gpa_t rsdp;              /* 0: none */
     uint64_t low_ram_end;    /* of the RAM that begins at 0 */
+    bool moved;              /* the kernel runs at a virtual address drawn by lot */
 };
 
 /* ---- memmap.c ---- */
@@ -86,6 +87,27 @@ uint64_t bzimage_cmdline_max(const struct kernel_image *image);
 /* The highest address, exclusive, that the initrd's last byte may have below 4 GiB; and whether it
  * may lie above. */
 uint64_t bzimage_initrd_end(const struct kernel_image *image, bool *above_4g);
+
+/* Where the kernel is linked to be, the memory it takes there, and by which step it may be moved; all
+ * in bytes, as the file says. */
+struct kaslr_kernel;
+void bzimage_placement(const struct kernel_image *image, struct kaslr_kernel *out);
+
+/* ---- kaslr.c ---- */
+/* A Linux kernel unpacked into memory of ours, with a checked plan of its ELF. */
+struct kaslr_kernel {
+    uint8_t *bytes;
+    uint64_t size;
+    const struct kernel_plan *plan;
+    uint64_t base;
+    uint64_t room;
+    uint64_t alignment;
+};
+/* Whether the command line lacks the word nokaslr. */
+bool kaslr_is_wanted(const char *cmdline);
+/* Moves the kernel up by *distance bytes of virtual addresses, chosen by `random`. False, and nothing
+ * is changed, when it cannot be moved: it was built without the lists that takes. */
+bool kaslr_apply(const struct kaslr_kernel *kernel, uint64_t random, uint64_t *distance);
 
 /* ---- linux_params.c ---- */
 /* head: the bzImage's beginning, for its setup header; NULL: a kernel without one. */

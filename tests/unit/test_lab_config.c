@@ -260,3 +260,75 @@ Test(lab_config, a_file_that_is_not_there_is_named)
     cr_assert_eq(lab_config_read(&lab, "/nowhere/lab.yaml"), -ENOENT);
     cr_assert_str_eq(last_line, "cannot read /nowhere/lab.yaml: No such file or directory");
 }
+
+/* ---- switches ---- */
+
+Test(lab_config, a_switch_has_an_uplink_whose_keys_stand_beside_it)
+{
+    takes("switches:\n  lab0:\n    uplink: nat\n    subnet: 10.9.0.0/24\n    trunk: 10-20\n"
+          "    forward: [\"tcp:2222-:22\", \"udp:53-:53\"]\n    fdb-max: 100\n" GUEST);
+    cr_assert_eq(lab.n_switches, 1);
+    cr_assert_str_eq(lab.switches[0].name, "lab0");
+    cr_assert(lab.switches[0].has_uplink);
+    cr_assert_eq(lab.switches[0].uplink.prefix, 24);
+    cr_assert_eq(lab.switches[0].uplink.n_forwards, 2);
+    cr_assert(vlan_set_has(&lab.switches[0].uplink_port.vlan.trunk, 15));
+    cr_assert_eq(lab.switches[0].fdb_max, 100);
+}
+
+Test(lab_config, an_uplink_may_be_one_text)
+{
+    takes("switches: {lab0: {uplink: \"nat,subnet=10.9.0.0/24\"}}\n" GUEST);
+    cr_assert_eq(lab.switches[0].uplink.prefix, 24);
+}
+
+Test(lab_config, a_switch_may_be_empty)
+{
+    takes("switches:\n  lab0:\n" GUEST "    nets: switch=lab0\n");
+    cr_assert(!lab.switches[0].has_uplink);
+    cr_assert_str_eq(lab.guests[0].nets[0].switch_name, "lab0");
+}
+
+Test(lab_config, a_port_is_named_after_its_guest_and_has_the_cards_address)
+{
+    takes("switches: {lab0: }\n" GUEST "    nets:\n      - switch: lab0\n        vlan: 10\n"
+          "      - {switch: lab0, port: other, monitor: on}\n");
+    cr_assert_str_eq(lab.guests[0].nets[0].port.name, "web0");
+    cr_assert_eq(lab.guests[0].nets[0].port.vlan.vlan, 10);
+    cr_assert_arr_eq(lab.guests[0].nets[0].port.mac.bytes, lab.guests[0].nets[0].mac.bytes, 6);
+    cr_assert_str_eq(lab.guests[0].nets[1].port.name, "other");
+    cr_assert_eq(lab.guests[0].nets[1].port.kind, SWITCH_PORT_MIRROR);
+}
+
+Test(lab_config, rules_and_mirrors_are_texts_or_mappings)
+{
+    takes("switches:\n  lab0:\n    rules:\n      - 200,in=web0,proto=tcp,dport=25,action=deny\n"
+          "      - {in: web0, type: arp, action: allow}\n"
+          "    mirrors:\n      - all,direction=in,to=ids0\n      - {name: two, from: web0, to: ids0}\n"
+          GUEST);
+    cr_assert_eq(lab.switches[0].n_rules, 2);
+    cr_assert_eq(lab.switches[0].rules[0].priority, 200);
+    cr_assert_eq(lab.switches[0].rules[0].dport.first, 25);
+    cr_assert_eq(lab.switches[0].rules[1].priority, RULE_PRIORITY_DEFAULT);
+    cr_assert_eq(lab.switches[0].n_mirrors, 2);
+    cr_assert_str_eq(lab.switches[0].mirrors[1].name, "two");
+}
+
+Test(lab_config, a_switch_that_is_not_described_is_refused)
+{
+    refuses("switches: {lab0: }\n" GUEST "    nets:\n      - switch=lab1\n",
+            "two.yaml:6: guests.web.nets[0]: switch='lab1' is not valid: a switch of this file was "
+            "expected");
+}
+
+Test(lab_config, a_mistake_in_a_switch_is_told_with_line_and_key)
+{
+    refuses("switches:\n  lab0:\n    uplink: nat\n    subnet: here\n" GUEST,
+            "two.yaml:4: switches.lab0.subnet: subnet='here' is not valid: a network such as "
+            "192.168.76.0/24, of 8 to 27 bits, was expected");
+    refuses("switches:\n  lab0:\n    vlan: 3\n" GUEST,
+            "two.yaml:2: switches.lab0: vlan= does not go without uplink=");
+    refuses("switches:\n  lab0:\n    rules:\n      - action=deny\n      - type=ipx,action=deny\n" GUEST,
+            "two.yaml:5: switches.lab0.rules[1]: type='ipx' is not valid: ip, ip6, arp or an "
+            "ethertype such as 0x88cc was expected");
+}

@@ -5,6 +5,7 @@
 #include <criterion/criterion.h>
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/virtio_net.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -192,4 +193,56 @@ Test(machine_config, a_card_too_many_is_refused)
     for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
         cr_assert_eq(machine_config_add_net(&config, "nat"), 0);
     cr_assert_eq(machine_config_add_net(&config, "nat"), -ENOSPC);
+}
+
+/* ---- what a card offers ---- */
+
+static struct virtio_net_options card_of(const char *text)
+{
+    struct virtio_net_options options = {0};
+
+    cr_assert_eq(machine_config_add_net(&config, text), 0, "%s", last_line);
+    net_card_apply(&config.nets[config.n_nets - 1].card, &options);
+    return options;
+}
+
+Test(machine_config, a_card_offers_everything_by_one_pair_of_queues)
+{
+    struct virtio_net_options options = card_of("nat");
+
+    cr_assert_eq(options.withheld, 0);
+    cr_assert_eq(options.pairs, 1);
+    cr_assert_eq(options.mtu, 0);
+}
+
+Test(machine_config, a_cards_mtu_is_its_uplinks_too)
+{
+    cr_assert_eq(card_of("nat,mtu=9000").mtu, 9000);
+    cr_assert_eq(config.nets[0].uplink.mtu, 9000);
+}
+
+Test(machine_config, a_card_without_checksums_offers_no_segmentation)
+{
+    uint64_t withheld = card_of("nat,csum=off,queues=4").withheld;
+
+    cr_assert(withheld & 1ull << VIRTIO_NET_F_CSUM);
+    cr_assert(withheld & 1ull << VIRTIO_NET_F_HOST_TSO6);
+    cr_assert(withheld & 1ull << VIRTIO_NET_F_GUEST_TSO4);
+    cr_assert(!(withheld & 1ull << VIRTIO_NET_F_MQ));
+}
+
+Test(machine_config, a_card_without_a_control_queue_offers_nothing_that_takes_one)
+{
+    uint64_t withheld = card_of("nat,ctrl_vq=off").withheld;
+
+    cr_assert(withheld & 1ull << VIRTIO_NET_F_CTRL_VQ);
+    cr_assert(withheld & 1ull << VIRTIO_NET_F_MQ);
+    cr_assert(withheld & 1ull << VIRTIO_NET_F_RSS);
+    cr_assert(withheld & 1ull << VIRTIO_NET_F_GUEST_ANNOUNCE);
+    cr_assert(!(withheld & 1ull << VIRTIO_NET_F_CSUM));
+}
+
+Test(machine_config, more_queues_than_there_can_be_are_refused)
+{
+    cr_assert_eq(machine_config_add_net(&config, "nat,queues=17"), -EINVAL);
 }

@@ -959,10 +959,10 @@ Test(nat, work_that_was_not_offered_is_refused)
     start();
     make_arp_request(&p, guest_mac, GUEST, ROUTER);
     frame.length = iov.iov_len = p.length;
-    cr_assert_eq(net_port_send(&guest->port, &frame, 1), 1);
+    cr_assert_eq(nat_port(nat)->ops->deliver(nat_port(nat), &frame, 1), 1);
     frame.needs_csum = false;
     frame.gso_type = 1;
-    cr_assert_eq(net_port_send(&guest->port, &frame, 1), 1);
+    cr_assert_eq(nat_port(nat)->ops->deliver(nat_port(nat), &frame, 1), 1);
     nat_get_counters(nat, &counters);
     cr_assert_eq(counters.malformed, 2);
     cr_assert_eq(guest->end, 0);

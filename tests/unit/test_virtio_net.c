@@ -10,7 +10,8 @@
 #include <string.h>
 
 #include "devices/virtio/net.h"
-#include "devices/virtio/net_filter.h"
+#include "devices/virtio/net_state.h"
+#include "net/offload.h"
 #include "tests/unit/fake_driver.h"
 #include "tests/unit/fake_env.h"
 #include "vmm/util/log.h"
@@ -18,6 +19,10 @@
 enum { RX, TX, CTRL, N_QUEUES };
 
 #define BIT(n) (1ull << (n))
+/* Younger than some headers of the kernel's. */
+#define F_GUEST_USO4 54
+#define F_GUEST_USO6 55
+#define F_HOST_USO 56
 #define HEADER 12u
 #define QUEUE_BASE 0x10000u
 #define QUEUE_SIZE 16
@@ -43,6 +48,7 @@ struct peer {
     struct net_receive_filter filter; /* that it was told last */
     uint8_t last[NET_FRAME_MAX];
     size_t last_length;
+    struct net_frame last_frame; /* its metadata: the pieces are gone */
     void (*during)(void);    /* what else happens while it has a frame */
 };
 
@@ -62,6 +68,7 @@ static unsigned peer_deliver(struct net_port *port, const struct net_frame *fram
     while (taken < n && !p->full) {
         p->delivered++;
         net_frame_copy(&frames[taken], p->last);
+        p->last_frame = frames[taken];
         p->last_length = frames[taken++].length;
         if (p->room > 0 && --p->room == 0)
             p->full = true;
@@ -99,14 +106,24 @@ static void drop_line(enum log_level level, const char *line)
     (void)line;
 }
 
-static void create(uint16_t mtu)
+static void create_by(const struct virtio_net_options *how)
 {
-    struct virtio_net_options options = {.mtu = mtu};
+    struct virtio_net_options options = *how;
 
     memcpy(options.mac, card_mac, 6);
     cr_assert_eq(virtio_net_create(&vdev, &fake.env, "net0", &options, &card), 0);
     fake_transport_attach(&transport, vdev);
     net_port_connect(card, &peer.port);
+}
+
+static void create(uint16_t mtu)
+{
+    create_by(&(struct virtio_net_options){.mtu = mtu});
+}
+
+static void create_pairs(unsigned pairs)
+{
+    create_by(&(struct virtio_net_options){.pairs = pairs});
 }
 
 static void set_up(void)
@@ -217,12 +234,39 @@ static struct virtio_net_counters counters(void)
 
 /* ---- features and configuration ---- */
 
+#define OFFLOAD_BITS                                                                               \
+    (BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_NET_F_HOST_TSO4) | BIT(VIRTIO_NET_F_HOST_TSO6) |          \
+     BIT(VIRTIO_NET_F_HOST_ECN) | BIT(F_HOST_USO))
+#define GUEST_OFFLOAD_BITS                                                                         \
+    (BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_GUEST_TSO4) | BIT(VIRTIO_NET_F_GUEST_TSO6) |  \
+     BIT(VIRTIO_NET_F_GUEST_ECN) | BIT(F_GUEST_USO4) | BIT(F_GUEST_USO6))
+#define MQ_BITS                                                                                    \
+    (BIT(VIRTIO_NET_F_MQ) | BIT(VIRTIO_NET_F_RSS) | BIT(VIRTIO_NET_F_HASH_REPORT))
+
 Test(virtio_net, it_offers_what_it_does)
 {
+    const uint64_t bits = FILTER_BITS | OFFLOAD_BITS | GUEST_OFFLOAD_BITS | BIT(VIRTIO_NET_F_MAC) |
+                          BIT(VIRTIO_NET_F_STATUS) | BIT(VIRTIO_NET_F_MRG_RXBUF) |
+                          BIT(VIRTIO_NET_F_CTRL_VLAN) | BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) |
+                          BIT(VIRTIO_NET_F_SPEED_DUPLEX) | BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
+
     create(0);
-    cr_assert_eq(vdev->class->features(vdev),
-                 FILTER_BITS | BIT(VIRTIO_NET_F_MAC) | BIT(VIRTIO_NET_F_STATUS) |
-                     BIT(VIRTIO_NET_F_MRG_RXBUF));
+    cr_assert_eq(vdev->class->features(vdev), bits);
+    vdev->class->destroy(vdev);
+    create_pairs(2);
+    cr_assert_eq(vdev->class->features(vdev), bits | MQ_BITS);
+}
+
+Test(virtio_net, a_feature_that_is_withheld_is_not_offered)
+{
+    struct virtio_net_options options = {
+        .withheld = BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_RING_F_EVENT_IDX),
+    };
+
+    cr_assert_eq(virtio_net_create(&vdev, &fake.env, "net0", &options, &card), 0);
+    fake_transport_attach(&transport, vdev);
+    cr_assert_eq(virtio_offered(vdev) & (options.withheld | BIT(VIRTIO_NET_F_GUEST_CSUM)),
+                 BIT(VIRTIO_NET_F_GUEST_CSUM));
 }
 
 Test(virtio_net, it_offers_an_mtu_when_it_has_one)
@@ -590,11 +634,13 @@ Test(virtio_net, work_that_was_not_agreed_on_is_refused)
 
     start(0);
     add_buffer(DATA, 2000);
-    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    cr_assert_eq(net_port_accepts(card), 0);
+    /* Sent before the driver switched the offload off, say. */
+    cr_assert_eq(card->ops->deliver(card, &frame, 1), 1);
     cr_assert_eq(counters().malformed, 1);
     frame.needs_csum = false;
     frame.gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
-    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    cr_assert_eq(card->ops->deliver(card, &frame, 1), 1);
     cr_assert_eq(counters().malformed, 2);
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
 }
@@ -753,7 +799,7 @@ Test(virtio_net, chains_of_many_pieces_are_sent_in_as_many_batches_as_they_need)
     static struct fake_queue many[N_QUEUES];
     struct fake_piece pieces[256];
 
-    /* Nine chains of 256 pieces are more than there is room for at a time. */
+    /* Of chains of 256 pieces there is room for four at a time. */
     create(0);
     for (unsigned i = 0; i < N_QUEUES; i++)
         fake_queue_init(&many[i], fake.env.mem, QUEUE_BASE + i * 0x4000, i == TX ? 256 : 16);
@@ -766,7 +812,7 @@ Test(virtio_net, chains_of_many_pieces_are_sent_in_as_many_batches_as_they_need)
     cr_assert_eq(peer.delivered, 9);
     cr_assert_eq(peer.last_length, 256 * 4 - HEADER);
     cr_assert_eq(fake_queue_used_idx(&many[TX]), 9);
-    cr_assert_eq(peer.calls, 2);
+    cr_assert_eq(peer.calls, 3);
 }
 
 Test(virtio_net, an_unplugged_card_sends_into_nothing)
@@ -1209,6 +1255,709 @@ Test(virtio_net, a_control_queue_that_was_not_agreed_on_does_not_exist)
     cr_assert_eq(fake_queue_used_idx(&queues[CTRL]), 0);
 }
 
+/* ---- offloads ---- */
+
+#define PAYLOAD_AT (14 + 20 + 20)
+
+/* A TCP segment over IPv4 behind a driver's header that leaves all to the card. */
+static size_t make_segment(uint8_t *to, size_t payload, uint16_t gso_size)
+{
+    struct virtio_net_hdr_v1 header = {
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        .gso_type = gso_size ? VIRTIO_NET_HDR_GSO_TCPV4 : 0,
+        .gso_size = gso_size,
+        .csum_start = 34,
+        .csum_offset = 16,
+    };
+    uint8_t *frame = to + HEADER;
+
+    memset(to, 0, HEADER + PAYLOAD_AT);
+    memcpy(to, &header, HEADER);
+    memcpy(frame, other_mac, 6);
+    frame[12] = 0x08;
+    frame[14] = 0x45;
+    frame[23] = 6;
+    frame[46] = 0x50;
+    for (size_t i = 0; i < payload; i++)
+        frame[PAYLOAD_AT + i] = (uint8_t)(i * 13 + (i >> 8));
+    return HEADER + PAYLOAD_AT + payload;
+}
+
+static uint8_t segment[HEADER + NET_FRAME_MAX];
+
+static void send_segment(size_t payload, uint16_t gso_size)
+{
+    struct fake_piece piece = {DATA, (uint32_t)make_segment(segment, payload, gso_size), false};
+
+    memory_write(fake.env.mem, DATA, segment, piece.length);
+    fake_queue_add(&queues[TX], &piece, 1);
+    fake_driver_kick(vdev, TX);
+}
+
+Test(virtio_net, a_large_segment_goes_whole_to_a_peer_that_accepts_it)
+{
+    start(OFFLOAD_BITS);
+    peer.port.accepts = NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4;
+    send_segment(60000, 1448);
+    cr_assert_eq(peer.delivered, 1);
+    cr_assert_eq(peer.last_length, PAYLOAD_AT + 60000);
+    cr_assert_arr_eq(peer.last, segment + HEADER, PAYLOAD_AT + 60000);
+    cr_assert(peer.last_frame.needs_csum);
+    cr_assert_eq(peer.last_frame.csum_start, 34);
+    cr_assert_eq(peer.last_frame.csum_offset, 16);
+    cr_assert_eq(peer.last_frame.gso_type, NET_GSO_TCP4);
+    cr_assert_eq(peer.last_frame.gso_size, 1448);
+    cr_assert_eq(peer.last_frame.hdr_len, PAYLOAD_AT);
+    assert_used(TX, 0);
+}
+
+Test(virtio_net, a_large_segment_is_cut_for_a_peer_that_does_not)
+{
+    start(OFFLOAD_BITS);
+    send_segment(3000, 1000);
+    cr_assert_eq(peer.delivered, 3);
+    cr_assert_eq(peer.last_length, PAYLOAD_AT + 1000);
+    cr_assert(!peer.last_frame.needs_csum);
+    assert_used(TX, 0);
+}
+
+Test(virtio_net, the_headers_of_a_large_segment_are_copied_wherever_it_is_cut)
+{
+    /* The header and the first bytes in one piece, so that no piece is free for the copy. */
+    static const uint32_t cuts[] = {HEADER + 1, HEADER + 14, HEADER + 53, HEADER + 54, HEADER + 55};
+
+    start(OFFLOAD_BITS);
+    peer.port.accepts = NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4;
+    for (unsigned i = 0; i < 5; i++) {
+        uint32_t length = (uint32_t)make_segment(segment, 2000, 1000);
+        struct fake_piece pieces[] = {
+            {DATA, cuts[i], false}, {DATA + cuts[i], 3, false},
+            {DATA + cuts[i] + 3, length - cuts[i] - 3, false},
+        };
+
+        memory_write(fake.env.mem, DATA, segment, length);
+        fake_queue_add(&queues[TX], pieces, 3);
+        fake_driver_kick(vdev, TX);
+        cr_assert_eq(peer.delivered, i + 1);
+        cr_assert_eq(peer.last_length, length - HEADER);
+        cr_assert_arr_eq(peer.last, segment + HEADER, length - HEADER, "cut %u", i);
+        assert_used(TX, 0);
+    }
+}
+
+static void change_the_version(void)
+{
+    peer.during = NULL;
+    memory_fill(fake.env.mem, DATA + HEADER + 14, 0xFF, 20);
+}
+
+static unsigned peer_deliver_late(struct net_port *port, const struct net_frame *frames, unsigned n)
+{
+    change_the_version();
+    return peer_deliver(port, frames, n);
+}
+
+Test(virtio_net, headers_that_the_guest_changes_after_they_were_checked_go_unchanged)
+{
+    static const struct net_port_ops late = {.deliver = peer_deliver_late};
+
+    start(OFFLOAD_BITS);
+    peer.port.accepts = NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4;
+    peer.port.ops = &late;
+    send_segment(2000, 1000);
+    cr_assert_arr_eq(peer.last, segment + HEADER, PAYLOAD_AT);
+}
+
+Test(virtio_net, a_checksum_left_to_the_card_is_passed_on_or_completed)
+{
+    start(OFFLOAD_BITS);
+    peer.port.accepts = NET_OFFLOAD_CSUM;
+    send_segment(100, 0);
+    cr_assert(peer.last_frame.needs_csum);
+    cr_assert_eq(peer.last_frame.csum_start, 34);
+    peer.port.accepts = 0;
+    send_segment(100, 0);
+    cr_assert(!peer.last_frame.needs_csum);
+    cr_assert_neq(peer.last[50] | peer.last[51], 0);
+}
+
+static void assert_not_sent(const struct virtio_net_hdr_v1 *header, size_t payload)
+{
+    struct fake_piece piece = {DATA, (uint32_t)make_segment(segment, payload, 1000), false};
+    uint64_t before = counters().malformed;
+
+    memcpy(segment, header, HEADER);
+    memory_write(fake.env.mem, DATA, segment, piece.length);
+    fake_queue_add(&queues[TX], &piece, 1);
+    fake_driver_kick(vdev, TX);
+    cr_assert_eq(peer.delivered, 0);
+    cr_assert_eq(counters().malformed, before + 1);
+    assert_used(TX, 0);
+}
+
+Test(virtio_net, metadata_that_contradict_the_frame_are_not_sent)
+{
+    const struct virtio_net_hdr_v1 good = {
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .gso_type = VIRTIO_NET_HDR_GSO_TCPV4,
+        .gso_size = 1000, .csum_start = 34, .csum_offset = 16,
+    };
+    struct virtio_net_hdr_v1 header = good;
+
+    start(OFFLOAD_BITS);
+    peer.port.accepts = 63;
+    header.flags = 0;
+    assert_not_sent(&header, 3000);
+    header = good;
+    header.gso_size = 0;
+    assert_not_sent(&header, 3000);
+    header = good;
+    header.gso_type = VIRTIO_NET_HDR_GSO_TCPV6;
+    assert_not_sent(&header, 3000);
+    header.gso_type = VIRTIO_NET_HDR_GSO_UDP;
+    assert_not_sent(&header, 3000);
+    header = (struct virtio_net_hdr_v1){
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = 0xFFF0, .csum_offset = 0xFFF0,
+    };
+    assert_not_sent(&header, 3000);
+    cr_assert(!is_broken());
+}
+
+Test(virtio_net, work_the_driver_did_not_agree_to_leave_to_the_card_is_not_done)
+{
+    const struct virtio_net_hdr_v1 header = {
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .gso_type = VIRTIO_NET_HDR_GSO_TCPV4,
+        .gso_size = 1000, .csum_start = 34, .csum_offset = 16,
+    };
+
+    start(BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_NET_F_HOST_TSO6));
+    assert_not_sent(&header, 3000);
+}
+
+Test(virtio_net, offloads_presume_the_checksum)
+{
+    start(GUEST_OFFLOAD_BITS & ~BIT(VIRTIO_NET_F_GUEST_CSUM));
+    cr_assert_eq(net_port_accepts(card), 0);
+    fake_driver_reset(vdev);
+    /* Without CSUM the header has no meaning: the frame goes as it is. */
+    start_driver(OFFLOAD_BITS & ~BIT(VIRTIO_NET_F_CSUM));
+    peer.port.accepts = 63;
+    send_segment(1000, 100);
+    cr_assert_eq(peer.delivered, 1);
+    cr_assert_eq(peer.last_frame.gso_type, 0);
+    cr_assert(!peer.last_frame.needs_csum);
+}
+
+Test(virtio_net, the_peer_is_told_what_the_driver_accepts)
+{
+    start(GUEST_OFFLOAD_BITS);
+    cr_assert_eq(net_port_accepts(card), 63);
+    fake_driver_reset(vdev);
+    cr_assert_eq(net_port_accepts(card), 0);
+    start_driver(BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_GUEST_TSO6));
+    cr_assert_eq(net_port_accepts(card), NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO6);
+}
+
+/* Sends the frame of make_segment() to the card's address; whether it was taken. */
+static bool receive_segment(size_t payload, uint16_t gso_size)
+{
+    struct iovec iov = {segment + HEADER, make_segment(segment, payload, gso_size) - HEADER};
+    struct net_frame frame = {
+        .iov = &iov, .iovcnt = 1, .length = iov.iov_len, .needs_csum = true, .csum_start = 34,
+        .csum_offset = 16, .gso_type = gso_size ? NET_GSO_TCP4 : 0, .gso_size = gso_size,
+        .hdr_len = PAYLOAD_AT,
+    };
+
+    memcpy(segment + HEADER, card_mac, 6);
+    return net_port_send(&peer.port, &frame, 1) == 1;
+}
+
+Test(virtio_net, a_driver_that_accepts_large_segments_gets_them_whole)
+{
+    struct virtio_net_hdr_v1 header;
+
+    start(GUEST_OFFLOAD_BITS | BIT(VIRTIO_NET_F_MRG_RXBUF));
+    for (unsigned i = 0; i < 10; i++)
+        add_buffer(DATA + i * 0x1000, 0x1000);
+    cr_assert(receive_segment(30000, 1448));
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 8);
+    memory_read(fake.env.mem, DATA, &header, HEADER);
+    cr_assert_eq(header.flags, VIRTIO_NET_HDR_F_NEEDS_CSUM);
+    cr_assert_eq(header.gso_type, VIRTIO_NET_HDR_GSO_TCPV4);
+    cr_assert_eq(header.gso_size, 1448);
+    cr_assert_eq(header.hdr_len, PAYLOAD_AT);
+    cr_assert_eq(header.csum_start, 34);
+    cr_assert_eq(header.csum_offset, 16);
+    cr_assert_eq(header.num_buffers, 8);
+    assert_memory(DATA + HEADER, segment + HEADER, 0x1000 - HEADER);
+}
+
+Test(virtio_net, a_driver_that_does_not_gets_frames_with_all_done)
+{
+    start(0);
+    for (unsigned i = 0; i < 4; i++)
+        add_buffer(DATA + i * 0x1000, 0x1000);
+    cr_assert(receive_segment(3000, 1000));
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 3);
+    assert_header(DATA, 1);
+    assert_header(DATA + 0x2000, 1);
+    assert_used(RX, HEADER + PAYLOAD_AT + 1000);
+}
+
+Test(virtio_net, a_checksum_that_was_checked_is_told_to_who_can_hear_it)
+{
+    struct iovec iov = {bytes, 60};
+    struct net_frame frame = {.iov = &iov, .iovcnt = 1, .length = 60, .csum_valid = true};
+    uint8_t flags;
+
+    start(GUEST_OFFLOAD_BITS);
+    add_buffer(DATA, 2000);
+    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    memory_read(fake.env.mem, DATA, &flags, 1);
+    cr_assert_eq(flags, VIRTIO_NET_HDR_F_DATA_VALID);
+    fake_driver_reset(vdev);
+    start_driver(0);
+    add_buffer(DATA, 2000);
+    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    memory_read(fake.env.mem, DATA, &flags, 1);
+    cr_assert_eq(flags, 0);
+}
+
+Test(virtio_net, large_segments_are_not_measured_by_the_mtu)
+{
+    create(1500);
+    start_driver(GUEST_OFFLOAD_BITS | BIT(VIRTIO_NET_F_MTU));
+    add_buffer(DATA, 0x10000);
+    cr_assert(receive_segment(30000, 1400));
+    assert_used(RX, HEADER + PAYLOAD_AT + 30000);
+}
+
+static uint8_t set_offloads(uint64_t offloads)
+{
+    return command(VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, &offloads, 8);
+}
+
+Test(virtio_net, the_driver_switches_offloads_off_and_on)
+{
+    start(GUEST_OFFLOAD_BITS | BIT(VIRTIO_NET_F_CTRL_VQ) | BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS));
+    cr_assert_eq(set_offloads(BIT(VIRTIO_NET_F_GUEST_CSUM)), VIRTIO_NET_OK);
+    cr_assert_eq(net_port_accepts(card), NET_OFFLOAD_CSUM);
+    cr_assert_eq(set_offloads(0), VIRTIO_NET_OK);
+    cr_assert_eq(net_port_accepts(card), 0);
+    cr_assert_eq(set_offloads(GUEST_OFFLOAD_BITS), VIRTIO_NET_OK);
+    cr_assert_eq(net_port_accepts(card), 63);
+}
+
+Test(virtio_net, offloads_that_were_not_agreed_on_cannot_be_switched_on)
+{
+    start(BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_CTRL_VQ) |
+          BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS));
+    cr_assert_eq(set_offloads(GUEST_OFFLOAD_BITS), VIRTIO_NET_ERR);
+    cr_assert_eq(set_offloads(BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_CSUM)),
+                 VIRTIO_NET_ERR);
+    cr_assert_eq(net_port_accepts(card), NET_OFFLOAD_CSUM);
+    fake_driver_reset(vdev);
+    start_driver(BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_CTRL_VQ));
+    cr_assert_eq(set_offloads(0), VIRTIO_NET_ERR);
+}
+
+/* ---- VLANs ---- */
+
+#define VLAN_BITS (FILTER_BITS | BIT(VIRTIO_NET_F_CTRL_VLAN))
+
+static uint8_t set_vlan(uint8_t cmd, uint16_t vid)
+{
+    return command(VIRTIO_NET_CTRL_VLAN, cmd, &vid, 2);
+}
+
+/* Whether a frame with that tag (0: priority alone) reaches the driver. */
+static bool hears_vlan(uint16_t vid)
+{
+    struct iovec iov = {bytes, 60};
+    const struct net_frame frame = {.iov = &iov, .iovcnt = 1, .length = 60};
+    uint16_t before = fake_queue_used_idx(&queues[RX]);
+
+    memset(bytes, 0, 60);
+    memcpy(bytes, card_mac, 6);
+    bytes[12] = 0x81;
+    bytes[14] = (uint8_t)(0xA0 | vid >> 8);
+    bytes[15] = (uint8_t)vid;
+    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    return fake_queue_used_idx(&queues[RX]) != before;
+}
+
+Test(virtio_net, the_vlan_table_starts_empty_and_is_the_drivers)
+{
+    start(VLAN_BITS);
+    for (unsigned i = 0; i < 8; i++)
+        add_buffer(DATA + i * 0x1000, 2000);
+    cr_assert(!hears_vlan(5));
+    cr_assert(hears_vlan(0));
+    cr_assert_eq(set_vlan(VIRTIO_NET_CTRL_VLAN_ADD, 5), VIRTIO_NET_OK);
+    cr_assert_eq(set_vlan(VIRTIO_NET_CTRL_VLAN_ADD, 4095), VIRTIO_NET_OK);
+    cr_assert(hears_vlan(5));
+    cr_assert(hears_vlan(4095));
+    cr_assert(!hears_vlan(6));
+    cr_assert_eq(set_vlan(VIRTIO_NET_CTRL_VLAN_DEL, 5), VIRTIO_NET_OK);
+    cr_assert(!hears_vlan(5));
+    cr_assert_eq(counters().filtered, 3);
+}
+
+Test(virtio_net, without_the_feature_all_vlans_are_heard)
+{
+    start(FILTER_BITS);
+    add_buffer(DATA, 2000);
+    cr_assert(hears_vlan(5));
+    cr_assert_eq(set_vlan(VIRTIO_NET_CTRL_VLAN_ADD, 5), VIRTIO_NET_ERR);
+}
+
+Test(virtio_net, a_vlan_that_does_not_exist_is_refused)
+{
+    start(VLAN_BITS);
+    cr_assert_eq(set_vlan(VIRTIO_NET_CTRL_VLAN_ADD, 4096), VIRTIO_NET_ERR);
+    cr_assert_eq(set_vlan(2, 5), VIRTIO_NET_ERR);
+    cr_assert_eq(command(VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD, "\5", 1),
+                 VIRTIO_NET_ERR);
+}
+
+/* ---- announcing ---- */
+
+static uint8_t status_byte(void)
+{
+    uint8_t status;
+
+    vdev->class->config_read(vdev, 6, &status, 1);
+    return status;
+}
+
+static void announce(void)
+{
+    device_lock(&fake.env);
+    virtio_net_announce(vdev);
+    device_unlock(&fake.env);
+}
+
+Test(virtio_net, a_driver_is_asked_to_announce_itself_until_it_says_that_it_did)
+{
+    start(BIT(VIRTIO_NET_F_STATUS) | BIT(VIRTIO_NET_F_CTRL_VQ) | BIT(VIRTIO_NET_F_GUEST_ANNOUNCE));
+    announce();
+    cr_assert_eq(transport.config_interrupts, 1);
+    cr_assert_eq(status_byte(), VIRTIO_NET_S_LINK_UP | VIRTIO_NET_S_ANNOUNCE);
+    cr_assert_eq(command(VIRTIO_NET_CTRL_ANNOUNCE, 1, NULL, 0), VIRTIO_NET_ERR);
+    cr_assert_eq(command(VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, NULL, 0),
+                 VIRTIO_NET_OK);
+    cr_assert_eq(status_byte(), VIRTIO_NET_S_LINK_UP);
+}
+
+Test(virtio_net, a_driver_that_cannot_announce_itself_is_not_asked)
+{
+    start(BIT(VIRTIO_NET_F_STATUS) | BIT(VIRTIO_NET_F_CTRL_VQ));
+    announce();
+    cr_assert_eq(transport.config_interrupts, 0);
+    cr_assert_eq(status_byte(), VIRTIO_NET_S_LINK_UP);
+    cr_assert_eq(command(VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, NULL, 0),
+                 VIRTIO_NET_ERR);
+}
+
+/* ---- several queues ---- */
+
+#define PAIRS 3u
+#define MANY (PAIRS * 2 + 1)
+
+static struct fake_queue many[MANY];
+
+static void start_pairs(uint64_t features)
+{
+    gpa_t base = QUEUE_BASE;
+
+    create_pairs(PAIRS);
+    for (unsigned i = 0; i < MANY; i++) {
+        fake_queue_init(&many[i], fake.env.mem, base, QUEUE_SIZE);
+        base = many[i].end;
+    }
+    fake_driver_start(vdev, features, many, MANY);
+    /* Commands go by the last queue. */
+    queues[CTRL] = many[MANY - 1];
+}
+
+/* A command where the control queue is the last of many. */
+static uint8_t command_many(uint8_t class, uint8_t cmd, const void *data, uint32_t length)
+{
+    const uint8_t head[2] = {class, cmd};
+    const struct fake_piece pieces[] = {
+        {COMMAND, 2, false}, {COMMAND + 0x100, length, false}, {ACK, 1, true},
+    };
+    struct fake_used used;
+    uint8_t ack;
+
+    memory_write(fake.env.mem, COMMAND, head, 2);
+    memory_write(fake.env.mem, COMMAND + 0x100, data, length);
+    fake_queue_add(&many[MANY - 1], pieces, 3);
+    fake_driver_kick(vdev, MANY - 1);
+    cr_assert(fake_queue_take(&many[MANY - 1], &used));
+    memory_read(fake.env.mem, ACK, &ack, 1);
+    return ack;
+}
+
+static uint8_t set_pairs(uint16_t pairs)
+{
+    return command_many(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, &pairs, 2);
+}
+
+/* A frame of a flow told by its port, from the card's view coming in or going out. */
+static void make_flow(uint8_t *frame, uint8_t port, bool out)
+{
+    memset(frame, 0, 60);
+    memcpy(frame, card_mac, 6);
+    frame[12] = 0x08;
+    frame[14] = 0x45;
+    frame[23] = 17;
+    frame[out ? 29 : 33] = 1;
+    frame[out ? 33 : 29] = 2;
+    frame[out ? 35 : 37] = port;
+    frame[out ? 37 : 35] = 99;
+}
+
+/* Receives a frame of the flow; the pair that got it. */
+static unsigned receive_flow(uint8_t port)
+{
+    struct iovec iov = {bytes, 60};
+    const struct net_frame frame = {.iov = &iov, .iovcnt = 1, .length = 60};
+    unsigned pair = PAIRS;
+
+    make_flow(bytes, port, false);
+    for (unsigned i = 0; i < PAIRS; i++) {
+        struct fake_piece piece = {DATA + 0x4000 + i * 0x1000, 2000, true};
+
+        if (many[i * 2].n_free == QUEUE_SIZE)
+            fake_queue_add(&many[i * 2], &piece, 1);
+    }
+    cr_assert_eq(net_port_send(&peer.port, &frame, 1), 1);
+    for (unsigned i = 0; i < PAIRS; i++) {
+        struct fake_used used;
+
+        if (!fake_queue_take(&many[i * 2], &used))
+            continue;
+        cr_assert_eq(pair, PAIRS, "two queues got the frame");
+        pair = i;
+    }
+    cr_assert_lt(pair, PAIRS, "no queue got the frame");
+    return pair;
+}
+
+static void send_flow(uint8_t port, unsigned pair)
+{
+    uint8_t frame[HEADER + 60] = {0};
+    struct fake_piece piece = {DATA, sizeof(frame), false};
+    struct fake_used used;
+
+    make_flow(frame + HEADER, port, true);
+    memory_write(fake.env.mem, DATA, frame, sizeof(frame));
+    fake_queue_add(&many[pair * 2 + 1], &piece, 1);
+    fake_driver_kick(vdev, pair * 2 + 1);
+    cr_assert(fake_queue_take(&many[pair * 2 + 1], &used));
+}
+
+#define MQ_ONLY (BIT(VIRTIO_NET_F_CTRL_VQ) | BIT(VIRTIO_NET_F_MQ))
+#define RSS_ONLY (BIT(VIRTIO_NET_F_CTRL_VQ) | BIT(VIRTIO_NET_F_RSS))
+
+Test(virtio_net, the_configuration_shows_the_limits_of_queues_and_hashes)
+{
+    uint8_t config[24];
+
+    create_pairs(PAIRS);
+    vdev->class->config_read(vdev, 0, config, sizeof(config));
+    cr_assert_eq(config[8], PAIRS);
+    cr_assert_eq(config[12] | config[13] << 8, VIRTIO_NET_SPEED);
+    cr_assert_eq(config[16], 1); /* full duplex */
+    cr_assert_geq(config[17], 40);
+    cr_assert_geq(config[18] | config[19] << 8, 128);
+    cr_assert_eq(config[20], 0x3F);
+}
+
+Test(virtio_net, too_many_queues_are_refused)
+{
+    struct virtio_net_options options = {.pairs = VIRTIO_NET_MAX_PAIRS + 1};
+
+    cr_assert_eq(virtio_net_create(&vdev, &fake.env, "net0", &options, &card), -EINVAL);
+}
+
+Test(virtio_net, at_first_all_comes_by_the_first_pair)
+{
+    start_pairs(MQ_ONLY);
+    for (uint8_t port = 0; port < 20; port++)
+        cr_assert_eq(receive_flow(port), 0);
+}
+
+Test(virtio_net, a_flow_is_received_by_the_pair_that_sends_it)
+{
+    start_pairs(MQ_ONLY);
+    cr_assert_eq(set_pairs(PAIRS), VIRTIO_NET_OK);
+    for (unsigned pair = 0; pair < PAIRS; pair++) {
+        send_flow(7, pair);
+        cr_assert_eq(receive_flow(7), pair);
+    }
+    cr_assert_eq(set_pairs(1), VIRTIO_NET_OK);
+    cr_assert_eq(receive_flow(7), 0);
+}
+
+Test(virtio_net, flows_that_were_not_seen_are_spread)
+{
+    unsigned seen = 0;
+
+    start_pairs(MQ_ONLY);
+    set_pairs(PAIRS);
+    for (uint8_t port = 0; port < 40; port++)
+        seen |= 1u << receive_flow(port);
+    cr_assert_eq(seen, (1u << PAIRS) - 1);
+    set_pairs(2);
+    for (uint8_t port = 0; port < 40; port++)
+        cr_assert_lt(receive_flow(port), 2);
+}
+
+Test(virtio_net, each_pair_that_received_is_interrupted)
+{
+    start_pairs(MQ_ONLY);
+    set_pairs(PAIRS);
+    send_flow(7, 1);
+    send_flow(8, 2);
+    receive_flow(7);
+    receive_flow(8);
+    net_port_flush(&peer.port);
+    cr_assert_eq(transport.queue_interrupts[0], 0);
+    cr_assert_eq(transport.queue_interrupts[2], 1);
+    cr_assert_eq(transport.queue_interrupts[4], 1);
+}
+
+Test(virtio_net, an_impossible_number_of_pairs_is_refused)
+{
+    start_pairs(MQ_ONLY);
+    cr_assert_eq(set_pairs(0), VIRTIO_NET_ERR);
+    cr_assert_eq(set_pairs(PAIRS + 1), VIRTIO_NET_ERR);
+    cr_assert_eq(set_pairs(0xFFFF), VIRTIO_NET_ERR);
+    fake_driver_reset(vdev);
+}
+
+Test(virtio_net, without_multiqueue_the_control_queue_is_the_third)
+{
+    create_pairs(PAIRS);
+    start_driver(FILTER_BITS);
+    cr_assert_eq(command(VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, "\1", 1), VIRTIO_NET_OK);
+}
+
+/* struct virtio_net_rss_config with a table of `n` entries, and its length. */
+static uint32_t make_rss(uint8_t *to, uint16_t n, const uint16_t *table, uint16_t unclassified,
+                         uint16_t senders)
+{
+    uint8_t *at = to;
+
+    memcpy(at, &(uint32_t){0x3F}, 4);
+    memcpy(at + 4, &(uint16_t){(uint16_t)(n - 1)}, 2);
+    memcpy(at + 6, &unclassified, 2);
+    memcpy(at + 8, table, n * 2u);
+    at += 8 + n * 2u;
+    memcpy(at, &senders, 2);
+    at[2] = 40;
+    for (unsigned i = 0; i < 40; i++)
+        at[3 + i] = (uint8_t)(i * 37 + 5);
+    return (uint32_t)(at + 43 - to);
+}
+
+static uint8_t set_rss(const uint8_t *config, uint32_t length)
+{
+    return command_many(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_RSS_CONFIG, config, length);
+}
+
+Test(virtio_net, the_table_says_which_pair_receives)
+{
+    static const uint16_t spread[4] = {2, 1, 2, 1}, one[1] = {1};
+    uint8_t config[64];
+    unsigned seen = 0;
+
+    start_pairs(RSS_ONLY);
+    cr_assert_eq(set_rss(config, make_rss(config, 4, spread, 0, PAIRS)), VIRTIO_NET_OK);
+    for (uint8_t port = 0; port < 40; port++) {
+        unsigned pair = receive_flow(port);
+
+        cr_assert_eq(receive_flow(port), pair);
+        seen |= 1u << pair;
+    }
+    cr_assert_eq(seen, 1u << 1 | 1u << 2);
+    cr_assert_eq(set_rss(config, make_rss(config, 1, one, 0, 1)), VIRTIO_NET_OK);
+    cr_assert_eq(receive_flow(1), 1);
+}
+
+Test(virtio_net, what_has_no_hash_goes_to_the_queue_for_that)
+{
+    static const uint16_t table[2] = {1, 1};
+    struct fake_piece piece = {DATA + 0x8000, 2000, true};
+    struct fake_used used;
+    uint8_t config[64];
+
+    start_pairs(RSS_ONLY);
+    cr_assert_eq(set_rss(config, make_rss(config, 2, table, 2, 1)), VIRTIO_NET_OK);
+    fake_queue_add(&many[4], &piece, 1);
+    cr_assert(send_to_card(card_mac, 60));
+    cr_assert(fake_queue_take(&many[4], &used));
+}
+
+Test(virtio_net, an_rss_configuration_that_is_wrong_changes_nothing)
+{
+    static const uint16_t good[2] = {1, 1}, out[2] = {1, PAIRS}, three[3] = {0, 0, 0};
+    static const uint16_t long_table[256] = {0};
+    static uint8_t config[700];
+    uint32_t length;
+
+    start_pairs(RSS_ONLY);
+    length = make_rss(config, 2, good, 0, 1);
+    cr_assert_eq(set_rss(config, length), VIRTIO_NET_OK);
+    cr_assert_eq(set_rss(config, make_rss(config, 2, out, 0, 1)), VIRTIO_NET_ERR);
+    cr_assert_eq(set_rss(config, make_rss(config, 2, good, PAIRS, 1)), VIRTIO_NET_ERR);
+    cr_assert_eq(set_rss(config, make_rss(config, 2, good, 0, 0)), VIRTIO_NET_ERR);
+    cr_assert_eq(set_rss(config, make_rss(config, 2, good, 0, PAIRS + 1)), VIRTIO_NET_ERR);
+    cr_assert_eq(set_rss(config, make_rss(config, 3, three, 0, 1)), VIRTIO_NET_ERR);
+    cr_assert_eq(set_rss(config, make_rss(config, 256, long_table, 0, 1)), VIRTIO_NET_ERR);
+    length = make_rss(config, 2, good, 0, 1);
+    cr_assert_eq(set_rss(config, length - 1), VIRTIO_NET_ERR);
+    config[0] = 0x7F; /* a type that is not supported */
+    cr_assert_eq(set_rss(config, length), VIRTIO_NET_ERR);
+    length = make_rss(config, 2, good, 0, 1);
+    config[14] = 41; /* a key too long */
+    cr_assert_eq(set_rss(config, length), VIRTIO_NET_ERR);
+    cr_assert_eq(receive_flow(3), 1);
+}
+
+Test(virtio_net, the_hash_of_a_frame_is_reported)
+{
+    static const struct {
+        uint32_t types;
+        uint16_t reserved[4];
+        uint8_t key_length;
+        uint8_t key[40];
+    } __attribute__((packed)) config = {
+        .types = VIRTIO_NET_RSS_HASH_TYPE_UDPv4, .key_length = 40, .key = {1, 2, 3, 4, 5, 6, 7},
+    };
+    struct virtio_net_hdr_v1_hash header;
+    struct net_hasher hasher;
+    struct net_flow flow;
+    uint16_t report;
+
+    start_pairs(MQ_ONLY | BIT(VIRTIO_NET_F_HASH_REPORT));
+    receive_flow(1);
+    memory_read(fake.env.mem, DATA + 0x4000, &header, sizeof(header));
+    cr_assert_eq(header.hash_report, VIRTIO_NET_HASH_REPORT_NONE);
+    cr_assert_eq(command_many(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG, &config,
+                              sizeof(config)), VIRTIO_NET_OK);
+    receive_flow(1);
+    memory_read(fake.env.mem, DATA + 0x4000, &header, sizeof(header));
+    cr_assert_eq(header.hash_report, VIRTIO_NET_HASH_REPORT_UDPv4);
+    net_hasher_init(&hasher, config.key, sizeof(config.key));
+    net_flow_find(&flow, bytes, 60);
+    cr_assert_eq(header.hash_value, net_hasher_hash(&hasher, config.types, &flow, &report));
+    cr_assert_neq(header.hash_value, 0);
+    cr_assert_eq(header.hdr.num_buffers, 1);
+    assert_memory(DATA + 0x4000 + 20, bytes, 60);
+}
+
 /* ---- what the peer is told ---- */
 
 Test(virtio_net, the_peer_is_told_the_address_when_it_is_plugged_in)
@@ -1251,7 +2000,7 @@ Test(virtio_net, the_peer_is_told_what_the_driver_sets)
 
 static void save(struct state_buffer *out)
 {
-    struct net_receive_filter filter;
+    struct net_state filter;
     struct state_part part;
 
     cr_assert(vdev->class->state(vdev, &part));
@@ -1265,7 +2014,7 @@ Test(virtio_net, the_filter_survives_being_saved_and_loaded)
     struct state_buffer buffer = {0};
     struct state_reader reader;
     struct state_part part;
-    struct net_receive_filter filter;
+    struct net_state filter;
 
     start(FILTER_BITS);
     set_tables(2, 500);
@@ -1288,14 +2037,119 @@ Test(virtio_net, the_filter_survives_being_saved_and_loaded)
     state_buffer_fini(&buffer);
 }
 
+Test(virtio_net, queues_offloads_vlans_and_table_survive_being_saved_and_loaded)
+{
+    static const uint16_t table[4] = {2, 1, 2, 1};
+    const uint64_t features = RSS_ONLY | MQ_ONLY | VLAN_BITS | GUEST_OFFLOAD_BITS |
+                              BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
+    const uint64_t csum = BIT(VIRTIO_NET_F_GUEST_CSUM);
+    struct state_part part;
+    struct net_state state;
+    uint8_t config[64];
+    unsigned pairs[20];
+
+    start_pairs(features);
+    cr_assert_eq(set_rss(config, make_rss(config, 4, table, 0, PAIRS)), VIRTIO_NET_OK);
+    cr_assert_eq(command_many(VIRTIO_NET_CTRL_VLAN, 0, "\5\0", 2), VIRTIO_NET_OK);
+    cr_assert_eq(command_many(VIRTIO_NET_CTRL_GUEST_OFFLOADS, 0, &csum, 8), VIRTIO_NET_OK);
+    for (uint8_t port = 0; port < 20; port++)
+        pairs[port] = receive_flow(port);
+    cr_assert(vdev->class->state(vdev, &part));
+    part.get(part.object, &state);
+    destroy();
+
+    start_pairs(features);
+    cr_assert(vdev->class->state(vdev, &part));
+    cr_assert_eq(part.check(part.object, &state), 0);
+    part.set(part.object, &state);
+    for (uint8_t port = 0; port < 20; port++)
+        cr_assert_eq(receive_flow(port), pairs[port]);
+    cr_assert_eq(net_port_accepts(card), NET_OFFLOAD_CSUM);
+    fake_env_settle(&fake);
+    cr_assert_not_null(peer.filter.vlans);
+}
+
+/* A record as version 1 wrote it: the filter alone. */
+Test(virtio_net, a_state_of_before_there_were_offloads_loads)
+{
+    struct state_buffer buffer = {0};
+    struct state_reader reader;
+    struct state_part part;
+    struct net_state state;
+    const uint32_t v1_bytes = 6 + 6 + 2 * (4 + NET_FILTER_TABLE * 6);
+
+    start(FILTER_BITS);
+    set_tables(2, 3);
+    save(&buffer);
+    /* Name and its length, version, length of the fields. */
+    buffer.data[12] = 1;
+    memcpy(buffer.data + 14, &v1_bytes, 4);
+    buffer.length = 18 + v1_bytes;
+    reader = (struct state_reader){.data = buffer.data, .length = buffer.length};
+    cr_assert(vdev->class->state(vdev, &part));
+    cr_assert_eq(state_load(part.desc, &state, &reader), 0);
+    cr_assert_eq(part.check(part.object, &state), 0);
+    part.set(part.object, &state);
+    cr_assert_eq(net_port_accepts(card), 0);
+    cr_assert(hears(group_mac));
+    state_buffer_fini(&buffer);
+}
+
+Test(virtio_net, a_guest_that_goes_on_from_a_saved_state_announces_itself)
+{
+    struct state_part part;
+    struct net_state state;
+
+    start(BIT(VIRTIO_NET_F_STATUS) | BIT(VIRTIO_NET_F_CTRL_VQ) | BIT(VIRTIO_NET_F_GUEST_ANNOUNCE));
+    cr_assert(vdev->class->state(vdev, &part));
+    part.get(part.object, &state);
+    device_lock(&fake.env);
+    virtio_pause(vdev);
+    virtio_resume(vdev);
+    device_unlock(&fake.env);
+    cr_assert_eq(status_byte(), VIRTIO_NET_S_LINK_UP);
+    device_lock(&fake.env);
+    virtio_pause(vdev);
+    part.set(part.object, &state);
+    virtio_resume(vdev);
+    device_unlock(&fake.env);
+    cr_assert_eq(status_byte(), VIRTIO_NET_S_LINK_UP | VIRTIO_NET_S_ANNOUNCE);
+    cr_assert_eq(transport.config_interrupts, 1);
+}
+
+Test(virtio_net, a_saved_table_that_names_no_queue_is_refused)
+{
+    struct state_part part;
+    struct net_state state;
+
+    create_pairs(PAIRS);
+    cr_assert(vdev->class->state(vdev, &part));
+    part.get(part.object, &state);
+    cr_assert_eq(part.check(part.object, &state), 0);
+    state.table[0] = PAIRS;
+    cr_assert_eq(part.check(part.object, &state), -EINVAL);
+    state.table[0] = 0;
+    state.table_mask = 2;
+    cr_assert_eq(part.check(part.object, &state), -EINVAL);
+    state.table_mask = 0;
+    state.pairs = PAIRS + 1;
+    cr_assert_eq(part.check(part.object, &state), -EINVAL);
+    state.pairs = 1;
+    state.key_length = 41;
+    cr_assert_eq(part.check(part.object, &state), -EINVAL);
+    state.key_length = 0;
+    state.guest_offloads = 1;
+    cr_assert_eq(part.check(part.object, &state), -EINVAL);
+}
+
 Test(virtio_net, a_saved_address_that_is_a_groups_is_refused)
 {
-    struct net_receive_filter filter;
+    struct net_state filter;
     struct state_part part;
 
     create(0);
     cr_assert(vdev->class->state(vdev, &part));
-    net_filter_reset(&filter, group_mac);
+    net_state_reset(&filter, group_mac);
     cr_assert_eq(part.check(part.object, &filter), -EINVAL);
 }
 

@@ -53,10 +53,11 @@ struct state_desc {
      .stride = sizeof(((s *)0)->f), .since = (version_)}
 #define STATE_FIELD(type_, s, f) STATE_FIELD_SINCE(type_, s, f, 1)
 /* An array member, of fixed length. */
-#define STATE_ARRAY(type_, s, f)                                                                   \
+#define STATE_ARRAY_SINCE(type_, s, f, version_)                                                   \
     {.name = #f, .type = (type_), .offset = offsetof(s, f),                                        \
      .count = sizeof(((s *)0)->f) / sizeof(((s *)0)->f[0]),                                        \
-     .stride = sizeof(((s *)0)->f[0]), .since = 1}
+     .stride = sizeof(((s *)0)->f[0]), .since = (version_)}
+#define STATE_ARRAY(type_, s, f) STATE_ARRAY_SINCE(type_, s, f, 1)
 #define STATE_SUB(s, f, desc_)                                                                     \
     {.name = #f, .type = STATE_STRUCT, .offset = offsetof(s, f), .count = 1,                       \
      .stride = sizeof(((s *)0)->f), .sub = (desc_), .since = 1}

@@ -6,7 +6,7 @@
 complaints='ACPI.*(Error|Warning|Exception|BIOS Bug)|\[Firmware (Bug|Warn)|WARNING: CPU|BUG:|Oops:|Call Trace|pci .*(can.t|failed|conflict|no compatible|error)|rcu.*stall|unchecked MSR|spurious'
 
 # Two guests, booted once for all tests that only read what they said.
-report='dmesg -r | sed s/^/dmesg:/; echo cpus=$(nproc); echo mem=$(grep MemTotal /proc/meminfo); cat /proc/cpuinfo; cat /proc/interrupts; cat /sys/devices/system/clocksource/clocksource0/current_clocksource'
+report='dmesg -r | sed s/^/dmesg:/; echo cpus=$(nproc); echo mem=$(grep MemTotal /proc/meminfo); cat /proc/cpuinfo; cat /proc/interrupts; echo loadflags=$(od -An -tu1 -j 529 -N 1 /sys/kernel/boot_params/data | tr -d " "); grep " _text$" /proc/kallsyms; cat /sys/devices/system/clocksource/clocksource0/current_clocksource'
 
 booted() {
     if [ ! -d "/run/booted-$1" ]; then
@@ -31,6 +31,13 @@ test_stock_kernel_boots_with_two_cpus_and_unpacks_itself() {
     booted 2 guest
     [ "$(value cpus)" = 2 ]
     has 'guest: status 0'
+}
+
+# Bit 1 of loadflags is how who unpacks a kernel says that he moved it.
+test_kernel_unpacked_by_the_host_runs_at_a_random_address() {
+    booted 1 host
+    [ $(($(value loadflags) & 2)) = 2 ]
+    has '^ffffffff[89a-f][0-9a-f]{7} T _text'
 }
 
 test_kernel_with_one_cpu_complains_of_nothing() {

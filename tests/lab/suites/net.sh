@@ -21,11 +21,12 @@ test_guest_fetches_a_file_of_4_MB_from_the_host() {
     [ "$(value sum)" = "$(sum "www/file")" ]
 }
 
-# The guest serves a file until the host has asked for the page `end`.
+# The guest serves a file until the host has asked for the page `end`. BusyBox's server gives up on who
+# does not get the whole of it within a minute.
 serve_in_guest='
     net-up
     mkdir -p /www/cgi-bin
-    head -c 4000000 /dev/urandom >/www/file
+    head -c ${size:-4000000} /dev/urandom >/www/file
     echo sum=$(sha256sum </www/file | cut -c 1-64)
     mkfifo /end
     printf "#!/bin/sh\necho end >/end\necho\necho bye\n" >/www/cgi-bin/end
@@ -45,7 +46,7 @@ test_host_fetches_a_file_of_4_MB_from_the_guest() {
 }
 
 test_two_cpus_and_eight_connections_at_once() {
-    guest_start "$serve_in_guest" --cpus 2 --net nat,forward=tcp:8003-:80
+    guest_start "size=500000$serve_in_guest" --cpus 2 --net nat,forward=tcp:8003-:80
     wait_for '^serving' console
     fetchers=
     for i in 1 2 3 4 5 6 7 8; do

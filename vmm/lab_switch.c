@@ -1,0 +1,122 @@
+/*
+ * The options of a switch: its own, those of its uplink, and those of the port between the two, in
+ * one table.
+ *
+ * Builds nothing (process_net.c does) and asks the host nothing. Any thread; no state.
+ */
+#include "vmm/lab_switch.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "net/uplink_options.h"
+#include "vmm/util/log.h"
+
+/* struct switch_options: the mode, and that there is one. */
+static int parse_uplink(const struct option_key *key, const char *text, void *field)
+{
+    struct switch_options *options = field;
+    int err = option_parse_choice(key, text, &options->uplink.kind);
+
+    if (!err)
+        options->has_uplink = true;
+    return err;
+}
+
+static const struct option_key keys[] = {
+    {.name = "name", .parse = net_parse_name, .offset = offsetof(struct switch_options, name),
+     .expects = "a switch's name, of at most 31 letters, digits, '.', '_' or '-',", .required = true},
+    {.name = "uplink", .parse = parse_uplink, .choices = uplink_kinds,
+     .expects = "a mode of --net, such as nat,"},
+    {.name = "fdb-max", .parse = option_parse_number, .min = 1, .max = 1u << 20,
+     .offset = offsetof(struct switch_options, fdb_max)},
+    {.name = "fdb-age", .parse = option_parse_number, .min = 1, .max = 1000000,
+     .offset = offsetof(struct switch_options, fdb_age_s)},
+    UPLINK_KEYS(struct switch_options, uplink),
+    SWITCH_PORT_KEYS(struct switch_options, uplink_port),
+    {0},
+};
+_Static_assert(sizeof(keys) / sizeof(keys[0]) <= 64, "a bit for each key");
+
+/* Which of the keys are a switch's without an uplink. */
+#define N_OWN_KEYS 4
+
+static int check_keys(const struct option_list *list, const struct switch_options *options,
+                      uint64_t seen)
+{
+    for (unsigned i = N_OWN_KEYS; keys[i].name; i++) {
+        if (!(seen & 1ull << i))
+            continue;
+        if (!options->has_uplink) {
+            log_error("%s: %s= does not go without uplink=", list->where, keys[i].name);
+            return -EINVAL;
+        }
+        if (!uplink_key_applies(&options->uplink, keys[i].name)) {
+            log_error("%s: %s= does not go together with uplink=%s", list->where, keys[i].name,
+                      uplink_mode_name(&options->uplink));
+            return -EINVAL;
+        }
+    }
+    if (!options->has_uplink)
+        return 0;
+    return uplink_config_check(list->where, &options->uplink);
+}
+
+int switch_options_read(struct switch_options *options, const struct option_list *list)
+{
+    uint64_t seen;
+    int err;
+
+    *options = (struct switch_options){
+        .uplink_port = {.name = SWITCH_UPLINK_PORT, .kind = SWITCH_PORT_UPLINK}};
+    uplink_config_init(&options->uplink);
+    err = option_list_read(list, keys, options, &seen);
+    if (!err)
+        err = check_keys(list, options, seen);
+    if (!err && options->has_uplink)
+        err = switch_port_config_check(list->where, &options->uplink_port);
+    return err;
+}
+
+int switch_options_add_rule(struct switch_options *options, const char *where, const char *text)
+{
+    struct rule *rules = realloc(options->rules, (options->n_rules + 1) * sizeof(*rules));
+    int err;
+
+    if (!rules) {
+        log_error("%s: out of memory", where);
+        return -ENOMEM;
+    }
+    options->rules = rules;
+    err = rule_parse(where, text, &rules[options->n_rules]);
+    if (!err)
+        options->n_rules++;
+    return err;
+}
+
+int switch_options_add_mirror(struct switch_options *options, const char *where, const char *text)
+{
+    struct switch_mirror_config *mirrors =
+        realloc(options->mirrors, (options->n_mirrors + 1) * sizeof(*mirrors));
+    int err;
+
+    if (!mirrors) {
+        log_error("%s: out of memory", where);
+        return -ENOMEM;
+    }
+    options->mirrors = mirrors;
+    err = switch_mirror_parse(where, text, &mirrors[options->n_mirrors]);
+    if (!err)
+        options->n_mirrors++;
+    return err;
+}
+
+void switch_options_fini(struct switch_options *options)
+{
+    uplink_config_fini(&options->uplink);
+    free(options->rules);
+    free(options->mirrors);
+    *options = (struct switch_options){0};
+}

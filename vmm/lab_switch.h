@@ -1,0 +1,40 @@
+/*
+ * What a person asks of a switch: `ferry run --switch`, or the section of a lab's file. Plain data.
+ */
+#ifndef FERRY_LAB_SWITCH_H
+#define FERRY_LAB_SWITCH_H
+
+#include <stdbool.h>
+
+#include "net/rule.h"
+#include "net/switch.h"
+#include "net/uplink.h"
+#include "vmm/util/options.h"
+
+/* The port of a switch that its uplink is plugged into. */
+#define SWITCH_UPLINK_PORT "uplink"
+
+/* Strings and arrays are owned by the struct. */
+struct switch_options {
+    char name[NET_NAME_MAX];
+    unsigned fdb_max, fdb_age_s; /* 0: the switch's defaults */
+    bool has_uplink;
+    struct uplink_config uplink;
+    struct switch_port_config uplink_port;
+    struct rule *rules;
+    unsigned n_rules;
+    struct switch_mirror_config *mirrors;
+    unsigned n_mirrors;
+};
+
+/*
+ * Reads "NAME,uplink=MODE,KEY=VALUE,...", of the uplink's keys and of its port's. Errors, logged by the
+ * places in the list: -EINVAL, -ENOMEM, -ENOSPC. The struct is to be ended also after an error.
+ */
+int switch_options_read(struct switch_options *options, const struct option_list *list);
+/* Adds a rule, or a mirror, in the notation of net/rule.h and net/switch.h. -EINVAL, -ENOMEM, logged. */
+int switch_options_add_rule(struct switch_options *options, const char *where, const char *text);
+int switch_options_add_mirror(struct switch_options *options, const char *where, const char *text);
+void switch_options_fini(struct switch_options *options);
+
+#endif
