@@ -82,11 +82,16 @@ lab: deps ## a shell on a KVM host under emulation, with ferry in it
 	    --put $$(tests/lab/fetch.sh --kernel):/root/vmlinuz --memory 4G
 
 bench: deps ## measure start, size and costs, beside QEMU
-	@$(MAKE) --no-print-directory built $(BUILD)/tests/bench/first-output
+	@$(MAKE) --no-print-directory built $(BUILD)/tests/bench/first-output $(BUILD)/tests/bench/switch
 	@BUILD=$(BUILD) tests/bench/bench.sh
 
 deps: ## install the Debian packages that all this takes
 	@tests/deps.sh
+
+# Those that measure Ferry's own code.
+$(BUILD)/tests/bench/switch: $(BUILD)/obj/tests/bench/switch.o $(BUILD)/libferry.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(PKG_LIBS)
 
 $(BUILD)/tests/bench/%: tests/bench/%.c $(BUILD)/flags
 	@mkdir -p $(@D)

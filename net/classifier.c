@@ -196,15 +196,17 @@ static void set_address(uint8_t *key, uint8_t *mask, const struct rule_address *
         mask[bit / 8] |= (uint8_t)(0x80 >> bit % 8);
 }
 
+static bool needs_ports(const struct rule *rule)
+{
+    return rule->sport.given || rule->dport.given || rule->flags.mask || rule->icmp_type.given;
+}
+
 static void set_fragment(struct pattern *pattern, const struct rule *rule)
 {
-    bool ports = rule->sport.given || rule->dport.given || rule->flags.mask ||
-                 rule->icmp_type.given;
-
     if (rule->fragment != RULE_ANY_FRAGMENT) {
         pattern->key.fragment = (uint8_t)(rule->fragment - RULE_WHOLE + FLOW_WHOLE);
         pattern->mask.fragment = 0xFF;
-    } else if (ports) {
+    } else if (needs_ports(rule)) {
         /* Later fragments have none: zeros there mean nothing. */
         pattern->mask.fragment = FLOW_LATER_FRAGMENT;
     }
@@ -363,8 +365,8 @@ static int add_rule(struct builder *builder, const struct rule *rule, int in_por
     unsigned n = find_types(rule, types);
     int error = 0;
 
-    if (rule->in[0] && in_port < 0)
-        return 0;
+    if ((rule->in[0] && in_port < 0) || (rule->fragment == RULE_LATER && needs_ports(rule)))
+        return 0; /* it matches nothing */
     set_pattern(&pattern, rule, in_port);
     if (n == 0)
         return add_ports(builder, &pattern, rule, rank);

@@ -39,11 +39,14 @@ const uint8_t flow_stage_end[FLOW_STAGES] = {
     FLOW_WORDS,
 };
 
-/* The bytes still to be read. */
-struct rest {
+/* The bytes still to be read, and what was read out of those before. */
+struct reader {
     const uint8_t *at;
     size_t length; /* at hand */
     size_t whole;  /* in the frame */
+    uint16_t ethertype, src_port, dst_port;
+    uint8_t proto, fragment, tcp_flags;
+    uint64_t src[2], dst[2]; /* as in the key */
 };
 
 static uint16_t get16(const uint8_t *at)
@@ -51,86 +54,92 @@ static uint16_t get16(const uint8_t *at)
     return (uint16_t)(at[0] << 8 | at[1]);
 }
 
+static uint64_t load32(const uint8_t *at)
+{
+    uint32_t value;
+
+    memcpy(&value, at, sizeof(value));
+    return value;
+}
+
+static uint64_t load64(const uint8_t *at)
+{
+    uint64_t value;
+
+    memcpy(&value, at, sizeof(value));
+    return value;
+}
+
 /* Whether n bytes are at hand; if not, why. */
-static enum flow_result has(const struct rest *rest, size_t n)
+static inline enum flow_result has(const struct reader *reader, size_t n)
 {
-    if (n <= rest->length)
+    if (n <= reader->length)
         return FLOW_OK;
-    return n <= rest->whole ? FLOW_TOO_DEEP : FLOW_MALFORMED;
+    return n <= reader->whole ? FLOW_TOO_DEEP : FLOW_MALFORMED;
 }
 
-static void skip(struct rest *rest, size_t n)
+static inline void skip(struct reader *reader, size_t n)
 {
-    rest->at += n;
-    rest->length -= n;
-    rest->whole -= n;
+    reader->at += n;
+    reader->length -= n;
+    reader->whole -= n;
 }
 
-static bool has_ports(uint8_t proto)
+static inline enum flow_result read_transport(struct reader *reader)
 {
-    return proto == PROTO_TCP || proto == PROTO_UDP || proto == PROTO_SCTP;
-}
+    bool tcp = reader->proto == PROTO_TCP;
+    enum flow_result result;
 
-static enum flow_result read_transport(struct flow_key *key, const struct rest *rest)
-{
-    enum flow_result result = FLOW_OK;
-
-    if (has_ports(key->proto)) {
-        result = has(rest, 4);
+    if (tcp || reader->proto == PROTO_UDP || reader->proto == PROTO_SCTP) {
+        result = has(reader, tcp ? 14 : 4);
         if (result != FLOW_OK)
             return result;
-        key->src_port = get16(rest->at);
-        key->dst_port = get16(rest->at + 2);
-        if (key->proto == PROTO_TCP) {
-            result = has(rest, 14);
-            if (result != FLOW_OK)
-                return result;
-            key->tcp_flags = rest->at[13];
-        }
-    } else if (key->proto == PROTO_ICMP || key->proto == PROTO_ICMP6) {
-        result = has(rest, 2);
+        reader->src_port = get16(reader->at);
+        reader->dst_port = get16(reader->at + 2);
+        reader->tcp_flags = tcp ? reader->at[13] : 0;
+    } else if (reader->proto == PROTO_ICMP || reader->proto == PROTO_ICMP6) {
+        result = has(reader, 2);
         if (result != FLOW_OK)
             return result;
-        key->src_port = rest->at[0];
-        key->dst_port = rest->at[1];
+        reader->src_port = reader->at[0];
+        reader->dst_port = reader->at[1];
     }
-    return result;
+    return FLOW_OK;
 }
 
 /* A piece that starts at `offset`, in units of 8 bytes. RFC 1858 §3.2.2: one with a TCP header's
  * flags, but not its ports, is made to overwrite the first one's. */
-static enum flow_result read_later_fragment(struct flow_key *key, unsigned offset)
+static enum flow_result read_later_fragment(struct reader *reader, unsigned offset)
 {
-    key->fragment = FLOW_LATER_FRAGMENT;
-    return offset == 1 && key->proto == PROTO_TCP ? FLOW_MALFORMED : FLOW_OK;
+    reader->fragment = FLOW_LATER_FRAGMENT;
+    return offset == 1 && reader->proto == PROTO_TCP ? FLOW_MALFORMED : FLOW_OK;
 }
 
 /* RFC 791 §3.1. */
-static enum flow_result read_ipv4(struct flow_key *key, struct rest *rest)
+static inline enum flow_result read_ipv4(struct reader *reader)
 {
-    enum flow_result result = has(rest, 20);
+    enum flow_result result = has(reader, 20);
+    const uint8_t *at = reader->at;
     unsigned header, offset;
-    bool more;
 
     if (result != FLOW_OK)
         return result;
-    header = (rest->at[0] & 15) * 4u;
-    if (rest->at[0] >> 4 != 4 || header < 20)
+    header = (at[0] & 15) * 4u;
+    if (at[0] >> 4 != 4 || header < 20)
         return FLOW_MALFORMED;
-    key->proto = rest->at[9];
-    memcpy(key->src, rest->at + 12, 4);
-    memcpy(key->dst, rest->at + 16, 4);
-    offset = get16(rest->at + 6) & 0x1FFF;
-    more = rest->at[6] & 0x20;
+    reader->proto = at[9];
+    reader->src[0] = load32(at + 12);
+    reader->dst[0] = load32(at + 16);
+    offset = get16(at + 6) & 0x1FFF;
     if (offset > 0)
-        return read_later_fragment(key, offset);
-    if (more)
-        key->fragment = FLOW_FIRST_FRAGMENT;
-    result = has(rest, header);
+        return read_later_fragment(reader, offset);
+    if (at[6] & 0x20) /* more fragments */
+        reader->fragment = FLOW_FIRST_FRAGMENT;
+    result = has(reader, header);
     if (result != FLOW_OK)
         return result;
-    skip(rest, header);
-    return read_transport(key, rest);
+    skip(reader, header);
+    return read_transport(reader);
 }
 
 static bool is_extension(uint8_t proto)
@@ -148,60 +157,63 @@ static size_t extension_length(uint8_t proto, uint8_t length)
 }
 
 /* Goes through the headers before the payload's. A later fragment has only those before the cut. */
-static enum flow_result read_extensions(struct flow_key *key, struct rest *rest)
+static enum flow_result read_extensions(struct reader *reader)
 {
-    for (unsigned n = 0; is_extension(key->proto); n++) {
-        enum flow_result result = has(rest, 8);
-        uint8_t proto = key->proto;
+    for (unsigned n = 0; is_extension(reader->proto); n++) {
+        enum flow_result result = has(reader, 8);
+        uint8_t proto = reader->proto;
         unsigned offset;
 
         if (n >= EXTENSION_HEADERS_MAX)
             return FLOW_TOO_DEEP;
         if (result != FLOW_OK)
             return result;
-        key->proto = rest->at[0];
+        reader->proto = reader->at[0];
         if (proto == PROTO_FRAGMENT) {
-            offset = get16(rest->at + 2) >> 3;
+            offset = get16(reader->at + 2) >> 3;
             if (offset > 0)
-                return read_later_fragment(key, offset);
-            if (rest->at[3] & 1)
-                key->fragment = FLOW_FIRST_FRAGMENT;
+                return read_later_fragment(reader, offset);
+            if (reader->at[3] & 1)
+                reader->fragment = FLOW_FIRST_FRAGMENT;
         }
-        result = has(rest, extension_length(proto, rest->at[1]));
+        result = has(reader, extension_length(proto, reader->at[1]));
         if (result != FLOW_OK)
             return result;
-        skip(rest, extension_length(proto, rest->at[1]));
+        skip(reader, extension_length(proto, reader->at[1]));
     }
-    return read_transport(key, rest);
+    return read_transport(reader);
 }
 
-static enum flow_result read_ipv6(struct flow_key *key, struct rest *rest)
+static enum flow_result read_ipv6(struct reader *reader)
 {
-    enum flow_result result = has(rest, 40);
+    enum flow_result result = has(reader, 40);
+    const uint8_t *at = reader->at;
 
     if (result != FLOW_OK)
         return result;
-    if (rest->at[0] >> 4 != 6)
+    if (at[0] >> 4 != 6)
         return FLOW_MALFORMED;
-    key->proto = rest->at[6];
-    memcpy(key->src, rest->at + 8, 16);
-    memcpy(key->dst, rest->at + 24, 16);
-    skip(rest, 40);
-    return read_extensions(key, rest);
+    reader->proto = at[6];
+    reader->src[0] = load64(at + 8);
+    reader->src[1] = load64(at + 16);
+    reader->dst[0] = load64(at + 24);
+    reader->dst[1] = load64(at + 32);
+    skip(reader, 40);
+    return read_extensions(reader);
 }
 
 /* RFC 826: of Ethernet and IPv4, the only kind there is; others have no fields that rules know. */
-static enum flow_result read_arp(struct flow_key *key, const struct rest *rest)
+static enum flow_result read_arp(struct reader *reader)
 {
     static const uint8_t ethernet_ipv4[] = {0, 1, 8, 0, 6, 4};
-    enum flow_result result = has(rest, 28);
+    enum flow_result result = has(reader, 28);
 
     if (result != FLOW_OK)
         return result;
-    if (memcmp(rest->at, ethernet_ipv4, sizeof(ethernet_ipv4)) != 0)
+    if (memcmp(reader->at, ethernet_ipv4, sizeof(ethernet_ipv4)) != 0)
         return FLOW_OK;
-    memcpy(key->src, rest->at + 14, 4);
-    memcpy(key->dst, rest->at + 24, 4);
+    reader->src[0] = load32(reader->at + 14);
+    reader->dst[0] = load32(reader->at + 24);
     return FLOW_OK;
 }
 
@@ -210,32 +222,49 @@ static bool is_tag(uint16_t ethertype)
     return ethertype == ETHERTYPE_TAG || ethertype == ETHERTYPE_SERVICE_TAG;
 }
 
-enum flow_result flow_read(struct flow_key *key, const uint8_t macs[12], const uint8_t *at,
-                           size_t length, size_t whole)
+static inline enum flow_result read_payload(struct reader *reader)
 {
-    struct rest rest = {at, length, whole};
-    enum flow_result result = has(&rest, 2);
+    enum flow_result result = has(reader, 2);
 
-    memcpy(key->dst_mac, macs, 6);
-    memcpy(key->src_mac, macs + 6, 6);
     if (result != FLOW_OK)
         return result;
-    key->ethertype = get16(rest.at);
-    if (is_tag(key->ethertype)) {
-        result = has(&rest, 6);
+    reader->ethertype = get16(reader->at);
+    if (is_tag(reader->ethertype)) {
+        result = has(reader, 6);
         if (result != FLOW_OK)
             return result;
-        skip(&rest, 4);
-        key->ethertype = get16(rest.at);
+        skip(reader, 4);
+        reader->ethertype = get16(reader->at);
     }
-    skip(&rest, 2);
-    if (key->ethertype == ETHERTYPE_IPV4)
-        return read_ipv4(key, &rest);
-    if (key->ethertype == ETHERTYPE_IPV6)
-        return read_ipv6(key, &rest);
-    if (key->ethertype == ETHERTYPE_ARP)
-        return read_arp(key, &rest);
+    skip(reader, 2);
+    if (reader->ethertype == ETHERTYPE_IPV4)
+        return read_ipv4(reader);
+    if (reader->ethertype == ETHERTYPE_IPV6)
+        return read_ipv6(reader);
+    if (reader->ethertype == ETHERTYPE_ARP)
+        return read_arp(reader);
     return FLOW_OK;
+}
+
+enum flow_result flow_read(struct flow_key *key, uint16_t in_port, uint16_t vlan,
+                           const uint8_t macs[12], const uint8_t *at, size_t length,
+                           size_t whole)
+{
+    struct reader reader = {.at = at, .length = length, .whole = whole};
+    enum flow_result result = read_payload(&reader);
+
+    key->pairs[0] = (flow_pair){
+        in_port | (uint64_t)vlan << 16 | (uint64_t)reader.ethertype << 32 |
+            (uint64_t)reader.proto << 48 | (uint64_t)reader.fragment << 56,
+        flow_mac(macs),
+    };
+    key->pairs[1] = (flow_pair){flow_mac(macs + 6), reader.src[0]};
+    key->pairs[2] = (flow_pair){reader.src[1], reader.dst[0]};
+    key->pairs[3] = (flow_pair){
+        reader.dst[1],
+        reader.src_port | (uint64_t)reader.dst_port << 16 | (uint64_t)reader.tcp_flags << 32,
+    };
+    return result;
 }
 
 void flow_seed_init(struct flow_seed *seed)

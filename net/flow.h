@@ -10,11 +10,16 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define FLOW_WORDS 8
 
 /* Part of a packet that was cut in pieces (IPv4 §3.2, IPv6 §4.5). Only the first has ports. */
 enum flow_fragment { FLOW_WHOLE, FLOW_FIRST_FRAGMENT, FLOW_LATER_FRAGMENT };
+
+/* Two words. Keys are written, masked and compared by these: see flow_mac() for why alike. */
+typedef uint64_t flow_pair __attribute__((vector_size(16)));
+#define FLOW_PAIRS (FLOW_WORDS / 2)
 
 /* What a frame is about. Numbers are in the host's order, addresses in the wire's. What a frame
  * does not have is zero. The order of the fields makes three stages, see FLOW_STAGE_. */
@@ -36,9 +41,24 @@ struct flow_key {
             uint8_t zero3[3];
         };
         uint64_t words[FLOW_WORDS];
+        flow_pair pairs[FLOW_PAIRS];
     };
 };
 _Static_assert(sizeof(struct flow_key) == FLOW_WORDS * 8, "no padding: it is compared as words");
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "flow_read() puts words together");
+
+/* An address as the low 48 bits of a word. By two loads, not by bytes put together in memory: a
+ * processor that loads what several stores have just written waits for them. */
+static inline uint64_t flow_mac(const uint8_t mac[6])
+{
+    uint32_t low;
+    uint16_t high;
+
+    memcpy(&low, mac, 4);
+    memcpy(&high, mac + 4, 2);
+    return low | (uint64_t)high << 32;
+}
 
 /* Words before which a stage ends: link layer, addresses, ports. */
 #define FLOW_STAGES 3
@@ -51,34 +71,33 @@ enum flow_result {
 };
 
 /*
- * Reads the fields behind the link-layer header into a key whose in_port and vlan are set and whose
- * other fields are zero. `macs`: destination and source address. `at`: the bytes from the ethertype
+ * Makes the key of a frame. `macs`: destination and source address. `at`: the bytes from the ethertype
  * on, of which `length` are at hand and `whole` are in the frame. Tags in there are passed over, one
  * of them at most, and looked behind. On any result the key has what was read before.
  */
-enum flow_result flow_read(struct flow_key *key, const uint8_t macs[12], const uint8_t *at,
-                           size_t length, size_t whole);
+enum flow_result flow_read(struct flow_key *key, uint16_t in_port, uint16_t vlan,
+                           const uint8_t macs[12], const uint8_t *at, size_t length,
+                           size_t whole);
 
 static inline bool flow_equal(const struct flow_key *a, const struct flow_key *b)
 {
-    uint64_t difference = 0;
+    flow_pair difference = (a->pairs[0] ^ b->pairs[0]) | (a->pairs[1] ^ b->pairs[1]) |
+                           (a->pairs[2] ^ b->pairs[2]) | (a->pairs[3] ^ b->pairs[3]);
 
-    for (unsigned i = 0; i < FLOW_WORDS; i++)
-        difference |= a->words[i] ^ b->words[i];
-    return difference == 0;
+    return (difference[0] | difference[1]) == 0;
 }
 
 static inline void flow_mask(struct flow_key *to, const struct flow_key *key,
                              const struct flow_key *mask)
 {
-    for (unsigned i = 0; i < FLOW_WORDS; i++)
-        to->words[i] = key->words[i] & mask->words[i];
+    for (unsigned i = 0; i < FLOW_PAIRS; i++)
+        to->pairs[i] = key->pairs[i] & mask->pairs[i];
 }
 
 static inline void flow_add_mask(struct flow_key *to, const struct flow_key *mask)
 {
-    for (unsigned i = 0; i < FLOW_WORDS; i++)
-        to->words[i] |= mask->words[i];
+    for (unsigned i = 0; i < FLOW_PAIRS; i++)
+        to->pairs[i] |= mask->pairs[i];
 }
 
 /* Secrets of a hash, drawn once for each table, so that who sends cannot aim at a chain. */
@@ -111,7 +130,13 @@ static inline uint64_t flow_hash_words(const struct flow_key *key, unsigned n,
 
 static inline uint64_t flow_hash(const struct flow_key *key, const struct flow_seed *seed)
 {
-    return flow_hash_words(key, FLOW_WORDS, seed);
+    uint64_t hash = seed->words[FLOW_WORDS];
+
+    hash += flow_fold(key->words[0] ^ seed->words[0], key->words[1] ^ seed->words[1]);
+    hash += flow_fold(key->words[2] ^ seed->words[2], key->words[3] ^ seed->words[3]);
+    hash += flow_fold(key->words[4] ^ seed->words[4], key->words[5] ^ seed->words[5]);
+    hash += flow_fold(key->words[6] ^ seed->words[6], key->words[7] ^ seed->words[7]);
+    return flow_fold(hash, seed->words[FLOW_WORDS + 1]);
 }
 
 #endif

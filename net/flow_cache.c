@@ -18,15 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WAYS 2u
 #define BUCKET 4u
 #define SORT_EVERY 1024u /* lookups beyond the exact cache between two looks at the order of masks */
-
-struct exact_entry {
-    struct flow_key key;
-    uint32_t tag, generation;
-    uint32_t answer, unused;
-};
 
 /* What of a bucket is read before an entry is. */
 struct bucket {
@@ -48,11 +41,8 @@ struct mask {
 };
 
 struct flow_cache {
-    struct flow_key bits;   /* of the exact cache: all that the classifier looks at */
-    struct flow_seed seed;
-    uint32_t generation;    /* of entries that count; never 0 */
+    struct flow_cache_front front; /* first, see flow_cache_probe() */
     const struct classifier *classifier;
-    struct exact_entry *exact;
     struct bucket *buckets;
     struct megaflow *flows; /* BUCKET of them for each bucket */
     uint32_t bucket_mask;
@@ -63,48 +53,12 @@ struct flow_cache {
     struct flow_cache_info info;
 };
 
-/* ---- the exact cache ---- */
-
-static struct exact_entry *exact_set(const struct flow_cache *cache, uint64_t hash)
-{
-    return &cache->exact[(hash & (FLOW_CACHE_EXACT / WAYS - 1)) * WAYS];
-}
-
-static const struct exact_entry *exact_find(const struct flow_cache *cache,
-                                            const struct flow_key *masked, uint64_t hash)
-{
-    const struct exact_entry *entry = exact_set(cache, hash);
-    uint32_t tag = (uint32_t)(hash >> 32);
-
-    for (unsigned i = 0; i < WAYS; i++, entry++) {
-        if (entry->tag == tag && entry->generation == cache->generation &&
-            flow_equal(&entry->key, masked))
-            return entry;
-    }
-    return NULL;
-}
-
-/* The newest stands first; the older of two goes. */
-static void exact_add(struct flow_cache *cache, const struct flow_key *masked, uint64_t hash,
-                      uint32_t answer)
-{
-    struct exact_entry *entry = exact_set(cache, hash);
-
-    entry[1] = entry[0];
-    entry[0] = (struct exact_entry){
-        .key = *masked,
-        .tag = (uint32_t)(hash >> 32),
-        .generation = cache->generation,
-        .answer = answer,
-    };
-}
-
 /* ---- megaflows ---- */
 
 static uint64_t megaflow_hash(const struct flow_cache *cache, const struct flow_key *masked,
                               unsigned mask)
 {
-    return flow_fold(flow_hash(masked, &cache->seed) + mask, cache->seed.words[0] | 1);
+    return flow_fold(flow_hash(masked, &cache->front.seed) + mask, cache->front.seed.words[0] | 1);
 }
 
 static struct megaflow *megaflow_find(const struct flow_cache *cache,
@@ -117,7 +71,7 @@ static struct megaflow *megaflow_find(const struct flow_cache *cache,
     for (unsigned i = 0; i < BUCKET; i++) {
         struct megaflow *flow = &cache->flows[(size_t)number * BUCKET + i];
 
-        if (bucket->tag[i] == tag && bucket->generation[i] == cache->generation &&
+        if (bucket->tag[i] == tag && bucket->generation[i] == cache->front.generation &&
             flow->mask == mask && flow_equal(&flow->key, masked))
             return flow;
     }
@@ -132,7 +86,7 @@ static unsigned choose_place(struct flow_cache *cache, uint32_t number, uint64_t
     unsigned first = hash >> 62 & (BUCKET - 1), place = first;
 
     for (unsigned i = 0; i < BUCKET; i++) {
-        if (bucket->generation[i] != cache->generation) {
+        if (bucket->generation[i] != cache->front.generation) {
             cache->info.flows++;
             return i;
         }
@@ -160,7 +114,7 @@ static void megaflow_add(struct flow_cache *cache, const struct flow_key *key, u
     number = (uint32_t)hash & cache->bucket_mask;
     place = choose_place(cache, number, hash);
     cache->buckets[number].tag[place] = (uint32_t)(hash >> 32);
-    cache->buckets[number].generation[place] = cache->generation;
+    cache->buckets[number].generation[place] = cache->front.generation;
     cache->flows[(size_t)number * BUCKET + place] =
         (struct megaflow){.key = masked, .answer = answer, .mask = (uint16_t)mask};
 }
@@ -213,8 +167,22 @@ static struct megaflow *find_in_masks(const struct flow_cache *cache, const stru
 
 /* ---- all together ---- */
 
-__attribute__((noinline))
-static uint32_t find_further(struct flow_cache *cache, const struct flow_key *key)
+/* The newest stands first; the older of two goes. */
+static void exact_add(struct flow_cache *cache, const struct flow_cache_probe *probe,
+                      uint32_t answer)
+{
+    struct flow_cache_exact *set = flow_cache_set(&cache->front, probe->hash);
+
+    set[1] = set[0];
+    set[0] = (struct flow_cache_exact){
+        .key = probe->masked,
+        .tag = (uint32_t)(probe->hash >> 32),
+        .generation = cache->front.generation,
+        .answer = answer,
+    };
+}
+
+static uint32_t find_or_classify(struct flow_cache *cache, const struct flow_key *key)
 {
     struct flow_key looked_at = {0};
     struct megaflow *flow;
@@ -236,35 +204,39 @@ static uint32_t find_further(struct flow_cache *cache, const struct flow_key *ke
     return answer;
 }
 
+uint32_t flow_cache_find_further(struct flow_cache *cache, const struct flow_key *key,
+                                 const struct flow_cache_probe *probe)
+{
+    uint32_t answer = find_or_classify(cache, key);
+
+    exact_add(cache, probe, answer);
+    return answer;
+}
+
 uint32_t flow_cache_find(struct flow_cache *cache, const struct flow_key *key)
 {
-    const struct exact_entry *entry;
-    struct flow_key masked;
-    uint64_t hash;
-    uint32_t answer;
+    const struct flow_cache_exact *entry;
+    struct flow_cache_probe probe;
 
-    flow_mask(&masked, key, &cache->bits);
-    hash = flow_hash(&masked, &cache->seed);
-    entry = exact_find(cache, &masked, hash);
-    if (__builtin_expect(entry != NULL, 1)) {
-        cache->info.exact_hits++;
-        return entry->answer;
-    }
-    answer = find_further(cache, key);
-    exact_add(cache, &masked, hash, answer);
-    return answer;
+    flow_cache_probe(cache, key, &probe);
+    entry = flow_cache_match(cache, &probe);
+    if (!entry)
+        return flow_cache_find_further(cache, key, &probe);
+    flow_cache_hit(cache);
+    return entry->answer;
 }
 
 uint32_t flow_cache_peek(const struct flow_cache *cache, const struct flow_key *key,
                          enum flow_cache_level *level)
 {
-    struct flow_key masked, looked_at = {0};
-    const struct exact_entry *entry;
+    struct flow_key looked_at = {0};
+    const struct flow_cache_exact *entry;
+    struct flow_cache_probe probe;
     const struct megaflow *flow;
     unsigned mask;
 
-    flow_mask(&masked, key, &cache->bits);
-    entry = exact_find(cache, &masked, flow_hash(&masked, &cache->seed));
+    flow_cache_probe(cache, key, &probe);
+    entry = flow_cache_match(cache, &probe);
     if (entry) {
         *level = FLOW_CACHE_EXACT_HIT;
         return entry->answer;
@@ -278,26 +250,52 @@ uint32_t flow_cache_peek(const struct flow_cache *cache, const struct flow_key *
     return classifier_find(cache->classifier, key, &looked_at);
 }
 
+/* Where the fields of the common kind stand in a frame. What makes it that kind is always looked at. */
+static void make_raw_mask(struct flow_key *raw, const struct flow_key *bits, bool tcp)
+{
+    uint8_t *at = (uint8_t *)raw->words;
+
+    memset(raw, 0, sizeof(*raw));
+    memcpy(at, bits->dst_mac, 6);
+    memcpy(at + 6, bits->src_mac, 6);
+    memset(at + 12, 0xFF, 3); /* ethertype, version and length */
+    at[20] = 0x3F;            /* fragments */
+    at[21] = 0xFF;
+    at[23] = 0xFF;            /* protocol */
+    memcpy(at + 26, bits->src, 4);
+    memcpy(at + 30, bits->dst, 4);
+    at[34] = (uint8_t)(bits->src_port >> 8);
+    at[35] = (uint8_t)bits->src_port;
+    at[36] = (uint8_t)(bits->dst_port >> 8);
+    at[37] = (uint8_t)bits->dst_port;
+    at[47] = tcp ? bits->tcp_flags : 0;
+    raw->words[6] = bits->in_port | (uint64_t)bits->vlan << 16;
+    raw->words[7] = FLOW_RAW_MARK;
+}
+
 void flow_cache_use(struct flow_cache *cache, const struct classifier *classifier)
 {
     cache->classifier = classifier;
-    cache->bits = *classifier_bits(classifier);
+    cache->front.bits = *classifier_bits(classifier);
+    make_raw_mask(&cache->front.raw_tcp, &cache->front.bits, true);
+    make_raw_mask(&cache->front.raw_udp, &cache->front.bits, false);
     cache->info.flows = 0;
     cache->until_sort = SORT_EVERY;
-    cache->masks[0] = (struct mask){.bits = cache->bits};
+    cache->masks[0] = (struct mask){.bits = cache->front.bits};
     cache->order[0] = 0;
     cache->n_masks = 1;
-    if (++cache->generation != 0)
+    if (++cache->front.generation != 0)
         return;
     /* Once in 2^32 changes: what is older than that must not come to life again. */
-    memset(cache->exact, 0, FLOW_CACHE_EXACT * sizeof(*cache->exact));
+    memset(cache->front.exact, 0, FLOW_CACHE_EXACT * sizeof(*cache->front.exact));
     memset(cache->buckets, 0, (cache->bucket_mask + (size_t)1) * sizeof(*cache->buckets));
-    cache->generation = 1;
+    cache->front.generation = 1;
 }
 
 void flow_cache_get_info(const struct flow_cache *cache, struct flow_cache_info *info)
 {
     *info = cache->info;
+    info->exact_hits = cache->front.exact_hits;
     info->masks = cache->n_masks;
     info->flows_max = (cache->bucket_mask + 1) * BUCKET;
 }
@@ -312,14 +310,14 @@ int flow_cache_create(struct flow_cache **out, unsigned flows)
     while (buckets * BUCKET < flows && buckets * BUCKET < FLOW_CACHE_FLOWS_MAX)
         buckets *= 2;
     cache->bucket_mask = buckets - 1;
-    cache->exact = calloc(FLOW_CACHE_EXACT, sizeof(*cache->exact));
+    cache->front.exact = calloc(FLOW_CACHE_EXACT, sizeof(*cache->front.exact));
     cache->buckets = calloc(buckets, sizeof(*cache->buckets));
     cache->flows = calloc((size_t)buckets * BUCKET, sizeof(*cache->flows));
-    if (!cache->exact || !cache->buckets || !cache->flows) {
+    if (!cache->front.exact || !cache->buckets || !cache->flows) {
         flow_cache_destroy(cache);
         return -ENOMEM;
     }
-    flow_seed_init(&cache->seed);
+    flow_seed_init(&cache->front.seed);
     *out = cache;
     return 0;
 }
@@ -328,7 +326,7 @@ void flow_cache_destroy(struct flow_cache *cache)
 {
     if (!cache)
         return;
-    free(cache->exact);
+    free(cache->front.exact);
     free(cache->buckets);
     free(cache->flows);
     free(cache);

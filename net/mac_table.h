@@ -30,15 +30,13 @@ struct mac_table {
 /* An address in a VLAN; for addresses without regard to VLANs, vlan is 0. Never 0. */
 static inline uint64_t mac_key(const uint8_t mac[6], unsigned vlan)
 {
-    uint64_t key = 0;
-
-    memcpy(&key, mac, 6);
-    return key | (uint64_t)vlan << 48 | 1ull << 63;
+    return flow_mac(mac) | (uint64_t)vlan << 48 | 1ull << 63;
 }
 
 static inline void mac_of_key(uint64_t key, uint8_t mac[6], unsigned *vlan)
 {
-    memcpy(mac, &key, 6);
+    for (unsigned i = 0; i < 6; i++)
+        mac[i] = (uint8_t)(key >> 8 * i);
     *vlan = key >> 48 & 0xFFF;
 }
 

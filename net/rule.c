@@ -360,6 +360,9 @@ static const char *check(const struct rule *rule)
         return "flags= needs proto=tcp";
     if (rule->icmp_type.given && !icmp)
         return "icmp-type= needs proto=icmp or icmp6";
+    if (rule->fragment == RULE_LATER &&
+        (rule->sport.given || rule->dport.given || rule->flags.mask || rule->icmp_type.given))
+        return "later fragments have no ports, flags or types";
     return NULL;
 }
 

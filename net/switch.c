@@ -183,7 +183,7 @@ static void apply(struct switch_port *port, const struct switch_port_config *con
     port->isolated = config->isolated;
     port->hairpin = config->hairpin;
     if (vlan_port_init(&port->vlan, &config->vlan, uplink, &why) < 0)
-        port->vlan.carries = (struct vlan_set){0};
+        vlan_port_close(&port->vlan);
     token_bucket_init(&port->in, config->rate_in, config->burst_in, now_ns);
     token_bucket_init(&port->out, config->rate_out, config->burst_out, now_ns);
 }
@@ -307,7 +307,7 @@ void switch_port_remove(struct switch_port *port)
     switch_port_plugged(port);
     port->dead = true;
     port->config.name[0] = '\0'; /* the name is free again */
-    port->vlan.carries = (struct vlan_set){0};
+    vlan_port_close(&port->vlan);
     for (unsigned i = 0; i < sw->n_rules; i++) {
         if (sw->rules[i]->mirror == port->number)
             sw->rules[i]->mirror = -1;

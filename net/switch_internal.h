@@ -17,22 +17,24 @@
 _Static_assert(sizeof(((struct switch_port_info *)0)->macs) == SWITCH_MACS_MAX * 6, "all fit");
 
 struct switch_port {
+    /* What the path looks at for each frame comes first, to be in few cache lines. */
     struct net_port end;
     struct net_switch *sw;
+    uint64_t own_key;             /* mac_key() of its NIC's own address, when no other port has it */
     uint16_t number;              /* in sw->ports */
-    enum switch_port_kind kind;
+    uint8_t slot;                 /* in the batch under way, see switch_path.c */
     bool dead;                    /* removed while a frame was on its way; to be freed after it */
-    bool learns, floods, may_spoof, may_change_mac, may_be_promiscuous, isolated, hairpin;
+    bool learns, floods, may_spoof, isolated, hairpin;
     bool promiscuous;             /* it asks for all frames, and may */
     bool dirty;                   /* was sent something since the last flush; in sw->dirty */
-    uint8_t slot;                 /* in the batch under way, see switch_path.c */
+    enum switch_port_kind kind;
     uint32_t mirror_in, mirror_out; /* bits of sw->mirrors that may want its frames */
-    uint64_t own_key;             /* mac_key() of its NIC's own address, when no other port has it */
-    struct token_bucket in, out;
     struct switch_counters counters;
+    struct token_bucket in, out;
     struct vlan_port vlan;
 
     struct switch_port_config config;
+    bool may_change_mac, may_be_promiscuous;
     bool first_known;             /* the address that it had first, for may_change_mac */
     uint8_t first_mac[6];
     unsigned n_asked;             /* addresses of its filter, the NIC's own first */
@@ -46,9 +48,10 @@ struct switch_port {
 };
 
 struct switch_rule {
+    uint64_t frames, bytes;
+    bool plain;           /* does nothing but allow */
     unsigned id;
     struct rule rule;
-    uint64_t frames, bytes;
     int mirror, redirect; /* numbers of ports; -1: none, or not there */
 };
 
@@ -132,56 +135,6 @@ void switch_mirrors_fini(struct net_switch *sw);
 
 extern const struct net_port_ops switch_port_ops;
 int switch_batches_create(struct net_switch *sw);
-
-/* A frame's link layer, as far as the switch's decisions need it. */
-struct packet_tag {
-    bool tagged;      /* it came with a tag that is not payload */
-    uint16_t tpid;    /* with which a tag is sent */
-    uint16_t tci;     /* of the tag that it came with, or 0 */
-    uint16_t priority; /* the bits of the TCI beside the VLAN: PCP and DEI */
-};
-
-/* What of a frame is looked at: enough for two tags, IPv6 with some extension headers and TCP. */
-#define PATH_HEADER_MAX 128u
-
-/* Not a drop. */
-#define PATH_GO (-1)
-
-/* Each of these decides one thing about a frame and changes nothing; -1 or an enum switch_drop. */
-
-/* Addresses: of the frame's header, 12 bytes. */
-int path_check_addresses(const uint8_t *header);
-/* Reads the tag behind the addresses. `length`: bytes at hand. */
-int path_read_tag(const struct switch_port *port, const uint8_t *header, size_t length,
-                  struct packet_tag *tag);
-/* Whether the port may send from that address in that VLAN. */
-bool path_may_send_from(const struct switch_port *port, const uint8_t mac[6], unsigned vlan);
-/* Whether a frame may go from one port to the other, both of its VLAN: PATH_GO or why not. */
-int path_between(const struct switch_port *from, const struct switch_port *to);
-/* The port that registered an address, in a VLAN; or NULL. */
-struct switch_port *path_find_station(const struct net_switch *sw, const uint8_t mac[6],
-                                      unsigned vlan);
-/* The port that an address was learnt behind, or NULL; now_s: for its age. */
-struct switch_port *path_find_learnt(const struct net_switch *sw, const uint8_t mac[6],
-                                     unsigned vlan, uint32_t now_s);
-
-enum path_set { PATH_GROUP, PATH_UNKNOWN, PATH_KNOWN };
-/* Whether a port is among those that get a frame: one for a group, one for an address that is
- * unknown, or one that another port has. Says nothing of path_between(). */
-static inline bool path_wants(const struct switch_port *port, enum path_set set, unsigned vlan)
-{
-    if (port->kind == SWITCH_PORT_MIRROR || !vlan_carries(&port->vlan, vlan))
-        return false;
-    return set == PATH_GROUP || port->promiscuous || (set == PATH_UNKNOWN && port->floods);
-}
-
-/* How a frame is sent by a port: with or without a tag. */
-struct path_form {
-    bool tagged;
-    uint16_t tci;
-};
-struct path_form path_form(const struct switch_port *port, const struct packet_tag *tag,
-                           unsigned vlan);
 
 /* ---- switch_mirror.c, for the path ---- */
 

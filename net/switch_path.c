@@ -20,11 +20,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "net/switch_decide.h"
 #include "net/switch_internal.h"
 #include "vmm/util/log.h"
 
-#define ADDRESSES 12u /* destination and source */
-#define TAG 4u
+#define ADDRESSES PATH_ADDRESSES
+#define TAG PATH_TAG
 #define ETHERTYPE_ARP 0x0806
 #define ETHERTYPE_IPV6 0x86DD
 
@@ -42,15 +43,24 @@ struct packet {
     uint16_t to;          /* number of a port, TO_NONE or TO_MANY */
     uint16_t known;       /* PATH_KNOWN: the port that has the address */
     uint16_t header;      /* bytes of it that were copied */
-    uint16_t rest_piece;  /* where the others begin: the piece, and how far into it */
+    uint32_t rest_offset; /* where the others begin: how far into which piece */
+    uint16_t rest_piece;
+    int16_t rule_mirror;  /* number of a port, or -1 */
+    uint32_t mirrored;    /* bits of the mirrors that have it */
     uint8_t set;          /* of TO_MANY: enum path_set */
     uint8_t next;         /* with the same receiver */
     bool isolated;        /* TO_MANY: a port was left out because of that */
     bool sent;            /* TO_MANY: to one port at least */
-    int16_t rule_mirror;  /* number of a port, or -1 */
-    size_t rest_offset;
-    uint32_t mirrored;    /* bits of the mirrors that have it */
     uint8_t prefix[ADDRESSES + TAG];
+};
+_Static_assert(sizeof(struct packet) == 48, "a batch is to fit into a first-level cache");
+
+/* The frame before, when it went where its address says: most frames are like it. */
+struct likeness {
+    bool is;
+    uint16_t admitted, vlan; /* as it came, and as rules left it */
+    uint64_t src, dst;
+    const struct packet *packet;
 };
 
 /* Frames for one port, a list by `next`. */
@@ -64,8 +74,11 @@ struct batch {
     const struct net_frame *frames;
     unsigned n, n_shares, n_many;
     uint64_t now_ns;                        /* 0: not asked yet */
+    struct likeness before;
     uint8_t headers[NET_BATCH][HEADER_MAX] __attribute__((aligned(64)));
     struct packet packets[NET_BATCH];
+    int8_t early[NET_BATCH];                /* PATH_GO, or why it is dropped at first sight */
+    struct flow_cache_probe probes[NET_BATCH]; /* if there are rules */
     struct share shares[NET_BATCH];
     uint8_t many[NET_BATCH];
     /* being built for one port: */
@@ -73,11 +86,6 @@ struct batch {
     uint8_t sent_packet[NET_BATCH];
     struct iovec pool[POOL];
 };
-
-static uint16_t get16(const uint8_t *at)
-{
-    return (uint16_t)(at[0] << 8 | at[1]);
-}
 
 static uint64_t batch_now(const struct net_switch *sw, struct batch *batch)
 {
@@ -89,93 +97,6 @@ static uint64_t batch_now(const struct net_switch *sw, struct batch *batch)
 static uint32_t batch_now_s(const struct net_switch *sw, struct batch *batch)
 {
     return (uint32_t)(batch_now(sw, batch) / 1000000000u);
-}
-
-/* ---- decisions that change nothing ---- */
-
-int path_check_addresses(const uint8_t *header)
-{
-    static const uint8_t reserved[] = {0x01, 0x80, 0xC2, 0x00, 0x00};
-
-    if (net_mac_is_group(header + 6))
-        return SWITCH_DROP_MALFORMED;
-    /* 802.1Q §8.6.3, table 8-1: 01-80-C2-00-00-00 to -0F go no further than the next bridge. */
-    if (net_mac_is_group(header) && memcmp(header, reserved, sizeof(reserved)) == 0 &&
-        header[5] <= 0x0F)
-        return SWITCH_DROP_RESERVED;
-    return PATH_GO;
-}
-
-int path_read_tag(const struct switch_port *port, const uint8_t *header, size_t length,
-                  struct packet_tag *tag)
-{
-    uint16_t type = get16(header + ADDRESSES);
-    bool tagged = type == VLAN_TPID_CUSTOMER || type == VLAN_TPID_SERVICE;
-
-    *tag = (struct packet_tag){.tpid = VLAN_TPID_CUSTOMER};
-    if (port->vlan.tunnel)
-        tag->tpid = VLAN_TPID_SERVICE;
-    if (!tagged)
-        return PATH_GO;
-    if (length < ADDRESSES + TAG + 2)
-        return SWITCH_DROP_MALFORMED;
-    tag->tci = get16(header + ADDRESSES + 2);
-    tag->priority = tag->tci & 0xF000;
-    if (port->vlan.tunnel) { /* it is the customer's: payload */
-        tag->tci = 0;
-        return PATH_GO;
-    }
-    tag->tagged = true;
-    tag->tpid = type;
-    return PATH_GO;
-}
-
-struct switch_port *path_find_station(const struct net_switch *sw, const uint8_t mac[6],
-                                      unsigned vlan)
-{
-    const struct mac_entry *entry = mac_table_find(&sw->stations, mac_key(mac, 0));
-
-    while (entry && !vlan_carries(&sw->ports[entry->port]->vlan, vlan))
-        entry = mac_table_next(&sw->stations, entry);
-    return entry ? sw->ports[entry->port] : NULL;
-}
-
-struct switch_port *path_find_learnt(const struct net_switch *sw, const uint8_t mac[6],
-                                     unsigned vlan, uint32_t now_s)
-{
-    const struct mac_entry *entry = mac_table_find(&sw->fdb, mac_key(mac, vlan));
-
-    if (!entry || now_s - entry->stamp > sw->fdb_age_s)
-        return NULL;
-    return vlan_carries(&sw->ports[entry->port]->vlan, vlan) ? sw->ports[entry->port] : NULL;
-}
-
-bool path_may_send_from(const struct switch_port *port, const uint8_t mac[6], unsigned vlan)
-{
-    return port->may_spoof || mac_key(mac, 0) == port->own_key ||
-           path_find_station(port->sw, mac, vlan) == port;
-}
-
-int path_between(const struct switch_port *from, const struct switch_port *to)
-{
-    if (from == to)
-        return from->hairpin ? PATH_GO : SWITCH_DROP_NOWHERE;
-    if (from->isolated && to->isolated)
-        return SWITCH_DROP_ISOLATED;
-    /* Not from one uplink to the other: without a spanning tree that would be a way in circles. */
-    if (from->kind == SWITCH_PORT_UPLINK && to->kind == SWITCH_PORT_UPLINK)
-        return SWITCH_DROP_NOWHERE;
-    return PATH_GO;
-}
-
-struct path_form path_form(const struct switch_port *port, const struct packet_tag *tag,
-                           unsigned vlan)
-{
-    if (port->kind == SWITCH_PORT_MIRROR)
-        return (struct path_form){tag->tagged, tag->tci};
-    if (vlan != port->vlan.untagged_out)
-        return (struct path_form){true, (uint16_t)(tag->priority | vlan)};
-    return (struct path_form){port->vlan.priority_tags && tag->priority, tag->priority};
 }
 
 /* ---- learning ---- */
@@ -286,7 +207,7 @@ static void note_addresses(struct switch_port *port, const struct packet *packet
                            const uint8_t *header)
 {
     size_t at = ADDRESSES + (packet->tag.tagged ? TAG : 0) + 2;
-    uint16_t type = get16(header + at - 2);
+    uint16_t type = path_get16(header + at - 2);
     struct switch_address address;
 
     memset(&address, 0, sizeof(address));
@@ -300,63 +221,126 @@ static void note_addresses(struct switch_port *port, const struct packet *packet
 
 static inline bool may_tell_addresses(const struct packet *packet, const uint8_t *header)
 {
-    uint16_t type = get16(header + ADDRESSES + (packet->tag.tagged ? TAG : 0));
+    uint16_t type = path_get16(header + ADDRESSES + (packet->tag.tagged ? TAG : 0));
 
     return type == ETHERTYPE_ARP || type == ETHERTYPE_IPV6;
 }
 
 /* ---- deciding ---- */
 
-/* Copies the beginning of a frame, and remembers where the rest is. */
-static inline void copy_header(struct packet *packet, uint8_t *to, const struct net_frame *frame)
+/*
+ * memcpy() of 14 to HEADER_MAX bytes. The beginning is written last and in whole 16 bytes, as it is
+ * read next; see flow_mac().
+ */
+static inline void copy_short(uint8_t *to, const uint8_t *from, size_t length)
+{
+    if (length >= 64) {
+        if (length > 64)
+            memcpy(to + length - 64, from + length - 64, 64);
+        memcpy(to, from, 64);
+    } else if (length >= 48) {
+        memcpy(to + length - 16, from + length - 16, 16);
+        memcpy(to, from, 48);
+    } else {
+        memcpy(to, from, length);
+    }
+}
+
+/* Copies the beginning of a frame that lies in pieces, and remembers where the rest is. */
+static void copy_pieces(struct packet *packet, uint8_t *to, const struct net_frame *frame)
 {
     size_t want = frame->length < HEADER_MAX ? frame->length : HEADER_MAX, got = 0;
-    const struct iovec *piece = frame->iov;
 
-    packet->header = (uint16_t)want;
-    if (piece->iov_len >= HEADER_MAX) {
-        memcpy(to, piece->iov_base, HEADER_MAX);
-        packet->rest_piece = 0;
-        packet->rest_offset = HEADER_MAX;
-        return;
-    }
-    for (unsigned i = 0; i < frame->iovcnt; i++, piece++) {
+    for (unsigned i = 0; i < frame->iovcnt; i++) {
+        const struct iovec *piece = &frame->iov[i];
         size_t run = piece->iov_len < want - got ? piece->iov_len : want - got;
 
         memcpy(to + got, piece->iov_base, run);
         got += run;
         if (got == want) {
             packet->rest_piece = (uint16_t)i;
-            packet->rest_offset = run;
-            return;
+            packet->rest_offset = (uint32_t)run;
+            break;
         }
     }
-    packet->header = (uint16_t)got; /* a sender that does not know its own frame's length */
+    packet->header = (uint16_t)got; /* less, of a sender that does not know its own frame */
+}
+
+static inline void copy_header(struct packet *packet, uint8_t *to, const struct net_frame *frame)
+{
+    size_t want = frame->length < HEADER_MAX ? frame->length : HEADER_MAX;
+
+    if (frame->iov->iov_len < want) {
+        copy_pieces(packet, to, frame);
+        return;
+    }
+    copy_short(to, frame->iov->iov_base, want);
+    packet->header = (uint16_t)want;
+    packet->rest_piece = 0;
+    packet->rest_offset = (uint32_t)want;
+}
+
+/* Reads what rules look at. */
+static enum flow_result read_flow(const struct batch *batch, unsigned i, struct flow_key *key)
+{
+    const struct packet *packet = &batch->packets[i];
+    size_t skip = ADDRESSES + (packet->tag.tagged ? TAG : 0);
+    const uint8_t *header = batch->headers[i];
+
+    return flow_read(key, batch->from->number, packet->vlan, header, header + skip,
+                     packet->header - skip, batch->frames[i].length - skip);
+}
+
+static inline int probe_rules(const struct net_switch *sw, struct batch *batch, unsigned i)
+{
+    const struct packet *packet = &batch->packets[i];
+    const struct flow_key *mask = NULL;
+    enum flow_result result;
+    struct flow_key key;
+
+    if (!packet->tag.tagged)
+        mask = flow_cache_raw_mask(sw->cache, batch->headers[i], packet->header);
+    if (mask) {
+        flow_cache_probe_raw(sw->cache, mask, batch->headers[i], batch->from->number,
+                             packet->vlan, &batch->probes[i], i ? &batch->probes[i - 1] : NULL);
+        return PATH_GO;
+    }
+    result = read_flow(batch, i, &key);
+    if (result != FLOW_OK && sw->looks_inside)
+        return result == FLOW_TOO_DEEP ? SWITCH_DROP_UNREADABLE : SWITCH_DROP_MALFORMED;
+    flow_cache_probe(sw->cache, &key, &batch->probes[i]);
+    return PATH_GO;
+}
+
+/* Without an exact match: the key is read once more. */
+__attribute__((noinline))
+static uint32_t find_rule(struct net_switch *sw, struct batch *batch, unsigned i)
+{
+    struct flow_key key;
+
+    read_flow(batch, i, &key);
+    return flow_cache_find_further(sw->cache, &key, &batch->probes[i]);
 }
 
 /* Asks the rules: the port to which they redirect, TO_MANY when they do not, TO_NONE with *drop. */
-static unsigned ask_rules(struct net_switch *sw, struct batch *batch, unsigned i, int *drop)
+static inline unsigned ask_rules(struct net_switch *sw, struct batch *batch, unsigned i,
+                                 int *drop)
 {
+    const struct flow_cache_exact *match = flow_cache_match(sw->cache, &batch->probes[i]);
     struct packet *packet = &batch->packets[i];
-    const struct net_frame *frame = &batch->frames[i];
-    size_t skip = ADDRESSES + (packet->tag.tagged ? TAG : 0);
-    struct flow_key key = {.in_port = batch->from->number, .vlan = packet->vlan};
-    const uint8_t *header = batch->headers[i];
-    enum flow_result result;
     struct switch_rule *rule;
     uint32_t index;
 
-    result = flow_read(&key, header, header + skip, packet->header - skip, frame->length - skip);
-    if (result != FLOW_OK && sw->looks_inside) {
-        *drop = result == FLOW_TOO_DEEP ? SWITCH_DROP_UNREADABLE : SWITCH_DROP_MALFORMED;
-        return TO_NONE;
-    }
-    index = flow_cache_find(sw->cache, &key);
+    if (match)
+        flow_cache_hit(sw->cache);
+    index = match ? match->answer : find_rule(sw, batch, i);
     if (index == CLASSIFIER_NONE)
         return TO_MANY;
     rule = sw->rules[index];
     rule->frames++;
-    rule->bytes += frame->length;
+    rule->bytes += batch->frames[i].length;
+    if (rule->plain)
+        return TO_MANY;
     *drop = SWITCH_DROP_DENIED;
     if (rule->rule.action.deny)
         return TO_NONE;
@@ -412,12 +396,30 @@ static int find_receiver(struct net_switch *sw, struct batch *batch, struct pack
     return PATH_GO;
 }
 
-/* What rules say goes first; a redirected frame needs no address. */
-static int route(struct net_switch *sw, struct batch *batch, unsigned i)
+/* Where the rules send it: to a port, whatever its address. */
+static int redirect(const struct net_switch *sw, struct packet *packet,
+                    const struct switch_port *from, unsigned number)
 {
+    const struct switch_port *to = sw->ports[number];
+    int drop = path_between(from, to);
+
+    if (drop == SWITCH_DROP_ISOLATED) /* whoever wrote the rule wants it so */
+        drop = PATH_GO;
+    if (drop == PATH_GO && to->kind != SWITCH_PORT_MIRROR &&
+        !vlan_carries(&to->vlan, packet->vlan))
+        drop = SWITCH_DROP_VLAN;
+    packet->to = (uint16_t)number;
+    return drop;
+}
+
+/* What rules say goes first. `like`: addresses and VLAN are as in batch->before. */
+static inline int route(struct net_switch *sw, struct batch *batch, unsigned i, bool like)
+{
+    struct likeness *before = &batch->before;
     struct packet *packet = &batch->packets[i];
     struct switch_port *from = batch->from;
     const uint8_t *header = batch->headers[i];
+    uint16_t admitted = packet->vlan;
     unsigned to = TO_MANY;
     int drop = PATH_GO;
 
@@ -425,28 +427,59 @@ static int route(struct net_switch *sw, struct batch *batch, unsigned i)
         to = ask_rules(sw, batch, i, &drop);
     if (to == TO_NONE)
         return drop;
+    if (like && to == TO_MANY && packet->vlan == before->vlan) {
+        packet->to = before->packet->to;
+        packet->set = before->packet->set;
+        packet->known = before->packet->known;
+        return PATH_GO;
+    }
     if (from->learns)
         learn(sw, from, header + 6, packet->vlan, batch_now_s(sw, batch));
-    if (to == TO_MANY)
-        return find_receiver(sw, batch, packet, header);
-    drop = path_between(from, sw->ports[to]);
-    if (drop == SWITCH_DROP_ISOLATED) /* whoever wrote the rule wants it so */
-        drop = PATH_GO;
-    if (drop == PATH_GO && sw->ports[to]->kind != SWITCH_PORT_MIRROR &&
-        !vlan_carries(&sw->ports[to]->vlan, packet->vlan))
-        drop = SWITCH_DROP_VLAN;
-    packet->to = (uint16_t)to;
+    if (to != TO_MANY)
+        return redirect(sw, packet, from, to);
+    drop = find_receiver(sw, batch, packet, header);
+    *before = (struct likeness){
+        .is = drop == PATH_GO,
+        .admitted = admitted,
+        .vlan = packet->vlan,
+        .dst = flow_mac(header),
+        .src = flow_mac(header + 6),
+        .packet = packet,
+    };
     return drop;
 }
 
-/* All of a frame's decisions but who, of many, gets it: PATH_GO or why it is dropped. */
-static int decide(struct net_switch *sw, struct batch *batch, unsigned i)
+/* The frame's tag, and the VLAN into which it is sorted. */
+static inline int sort_into_vlan(struct packet *packet, const struct switch_port *from,
+                                 const struct net_frame *frame, const uint8_t *header)
+{
+    int vlan, result = path_read_tag(from, header, packet->header, &packet->tag);
+
+    if (result != PATH_GO)
+        return result;
+    if (frame->needs_csum && frame->csum_start < ADDRESSES + 2 + (packet->tag.tagged ? TAG : 0))
+        return SWITCH_DROP_MALFORMED;
+    vlan = vlan_admit(&from->vlan, packet->tag.tci & 0xFFF);
+    if (vlan == VLAN_REFUSED)
+        return SWITCH_DROP_VLAN;
+    packet->vlan = (uint16_t)vlan;
+    return PATH_GO;
+}
+
+static inline bool is_like(const struct likeness *before, const struct packet *packet,
+                           const uint8_t *header)
+{
+    return before->is && packet->vlan == before->admitted && flow_mac(header) == before->dst &&
+           flow_mac(header + 6) == before->src;
+}
+
+/* The first look: PATH_GO or why the frame is dropped. */
+static inline int look_at(struct net_switch *sw, struct batch *batch, unsigned i)
 {
     const struct net_frame *frame = &batch->frames[i];
     struct packet *packet = &batch->packets[i];
-    struct switch_port *from = batch->from;
     uint8_t *header = batch->headers[i];
-    int result, vlan;
+    int result;
 
     packet->vlan = NO_VLAN;
     packet->rule_mirror = -1;
@@ -458,68 +491,93 @@ static int decide(struct net_switch *sw, struct batch *batch, unsigned i)
     copy_header(packet, header, frame);
     if (packet->header < NET_FRAME_MIN)
         return SWITCH_DROP_MALFORMED;
-    result = path_read_tag(from, header, packet->header, &packet->tag);
-    if (result != PATH_GO)
-        return result;
-    if (frame->needs_csum && frame->csum_start < ADDRESSES + 2 + (packet->tag.tagged ? TAG : 0))
-        return SWITCH_DROP_MALFORMED;
-    vlan = vlan_admit(&from->vlan, packet->tag.tci & 0xFFF);
-    if (vlan != VLAN_REFUSED)
-        packet->vlan = (uint16_t)vlan;
-    result = path_check_addresses(header);
-    if (result != PATH_GO)
-        return result;
-    if (from->in.rate && !token_bucket_take(&from->in, frame->length))
+    result = sort_into_vlan(packet, batch->from, frame, header);
+    if (result == PATH_GO)
+        result = path_check_addresses(header);
+    if (result == PATH_GO && sw->classifier)
+        result = probe_rules(sw, batch, i);
+    return result;
+}
+
+/* All of a frame's further decisions but who, of many, gets it: PATH_GO or why it is dropped. */
+static inline int decide(struct net_switch *sw, struct batch *batch, unsigned i)
+{
+    struct packet *packet = &batch->packets[i];
+    const uint8_t *header = batch->headers[i];
+    struct switch_port *from = batch->from;
+    bool like = is_like(&batch->before, packet, header);
+
+    if (from->in.rate && !token_bucket_take(&from->in, batch->frames[i].length))
         return SWITCH_DROP_RATE_IN;
-    if (vlan == VLAN_REFUSED)
-        return SWITCH_DROP_VLAN;
-    if (!path_may_send_from(from, header + 6, packet->vlan))
+    if (!like && !path_may_send_from(from, header + 6, packet->vlan))
         return SWITCH_DROP_SPOOFED;
     if (may_tell_addresses(packet, header) && from->kind == SWITCH_PORT_GUEST)
         note_addresses(from, packet, header);
-    return route(sw, batch, i);
+    return route(sw, batch, i, like);
 }
 
-/* Puts a frame behind the others that go to the same port. */
-static void add_to_share(struct net_switch *sw, struct batch *batch, unsigned i)
+/* The share of a port, which is a new one when it has none in this batch. */
+static struct share *find_share(struct batch *batch, struct switch_port *to)
+{
+    struct share *share;
+
+    if (to->slot < batch->n_shares && batch->shares[to->slot].to == to)
+        return &batch->shares[to->slot];
+    to->slot = (uint8_t)batch->n_shares;
+    share = &batch->shares[batch->n_shares++];
+    *share = (struct share){to, NET_BATCH, NET_BATCH};
+    return share;
+}
+
+/* Puts a frame behind the others that go to the same port. `share`: that of the frame before. */
+static inline struct share *add_to_share(struct net_switch *sw, struct batch *batch, unsigned i,
+                                         struct share *share)
 {
     struct packet *packet = &batch->packets[i];
-    struct switch_port *to;
-    struct share *share;
 
     packet->next = NET_BATCH;
     if (packet->to == TO_MANY) {
         packet->isolated = packet->sent = false;
         batch->many[batch->n_many++] = (uint8_t)i;
-        return;
+        return share;
     }
-    to = sw->ports[packet->to];
-    share = &batch->shares[to->slot < batch->n_shares ? to->slot : 0];
-    if (batch->n_shares == 0 || share->to != to) {
-        to->slot = (uint8_t)batch->n_shares;
-        share = &batch->shares[batch->n_shares++];
-        *share = (struct share){to, (uint8_t)i, (uint8_t)i};
-        return;
-    }
-    batch->packets[share->last].next = (uint8_t)i;
+    if (!share || share->to->number != packet->to)
+        share = find_share(batch, sw->ports[packet->to]);
+    if (share->first == NET_BATCH)
+        share->first = (uint8_t)i;
+    else
+        batch->packets[share->last].next = (uint8_t)i;
     share->last = (uint8_t)i;
+    return share;
+}
+
+static void look_at_all(struct net_switch *sw, struct batch *batch)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < batch->n; i++) {
+        if (i + 4 < batch->n)
+            __builtin_prefetch(batch->frames[i + 4].iov->iov_base);
+        bytes += batch->frames[i].length;
+        batch->early[i] = (int8_t)look_at(sw, batch, i);
+    }
+    batch->from->counters.in_bytes += bytes;
 }
 
 static void decide_all(struct net_switch *sw, struct batch *batch)
 {
     struct switch_port *from = batch->from;
+    struct share *share = NULL;
 
     if (from->in.rate)
         token_bucket_fill(&from->in, batch_now(sw, batch));
     for (unsigned i = 0; i < batch->n; i++) {
-        int drop;
+        int drop = batch->early[i];
 
-        if (i + 2 < batch->n)
-            __builtin_prefetch(batch->frames[i + 2].iov->iov_base);
-        from->counters.in_bytes += batch->frames[i].length;
-        drop = decide(sw, batch, i);
+        if (drop == PATH_GO)
+            drop = decide(sw, batch, i);
         if (drop == PATH_GO) {
-            add_to_share(sw, batch, i);
+            share = add_to_share(sw, batch, i, share);
         } else {
             batch->packets[i].to = TO_NONE;
             from->counters.dropped[drop]++;
@@ -529,49 +587,69 @@ static void decide_all(struct net_switch *sw, struct batch *batch)
 
 /* ---- sending ---- */
 
-/*
- * Makes, in *out, the frame as it leaves in that form; its pieces go to `pieces`, which has room for
- * two more than the frame has. Returns how many they are, or 0: with its tag it is too long.
- */
-static unsigned make_frame(struct batch *batch, unsigned i, struct path_form form,
+/* Adds the pieces behind the copied header. Returns how many. */
+static unsigned add_rest(const struct packet *packet, const struct net_frame *in,
+                         struct iovec *pieces)
+{
+    const struct iovec *rest = &in->iov[packet->rest_piece];
+    unsigned left = in->iovcnt - packet->rest_piece, n = 0;
+
+    if (rest->iov_len > packet->rest_offset)
+        pieces[n++] = (struct iovec){(uint8_t *)rest->iov_base + packet->rest_offset,
+                                     rest->iov_len - packet->rest_offset};
+    for (unsigned k = 1; k < left; k++)
+        pieces[n++] = rest[k];
+    return n;
+}
+
+/* Makes the frame with another tag, or without its own. Returns the number of pieces; 0: it would be
+ * too long. */
+__attribute__((noinline))
+static unsigned change_tag(struct batch *batch, unsigned i, struct path_form form,
                            struct net_frame *out, struct iovec *pieces)
 {
     struct packet *packet = &batch->packets[i];
     const struct net_frame *in = &batch->frames[i];
-    uint8_t *header = batch->headers[i];
+    uint8_t *header = batch->headers[i], *prefix = packet->prefix;
     size_t strip = packet->tag.tagged ? TAG : 0, push = form.tagged ? TAG : 0;
-    unsigned n = 0;
+
+    out->length = in->length - strip + push;
+    if (out->length > NET_FRAME_MAX)
+        return 0;
+    if (in->needs_csum) {
+        if (in->csum_start > UINT16_MAX - TAG)
+            return 0;
+        out->csum_start = (uint16_t)(in->csum_start - strip + push);
+    }
+    if (in->hdr_len > strip && in->hdr_len <= UINT16_MAX - TAG)
+        out->hdr_len = (uint16_t)(in->hdr_len - strip + push);
+    memcpy(prefix, header, ADDRESSES);
+    prefix[12] = (uint8_t)(packet->tag.tpid >> 8);
+    prefix[13] = (uint8_t)packet->tag.tpid;
+    prefix[14] = (uint8_t)(form.tci >> 8);
+    prefix[15] = (uint8_t)form.tci;
+    pieces[0] = (struct iovec){prefix, ADDRESSES + push};
+    pieces[1] = (struct iovec){header + ADDRESSES + strip, packet->header - ADDRESSES - strip};
+    return 2;
+}
+
+/*
+ * Makes, in *out, the frame as it leaves in that form; its pieces go to `pieces`, which has room for
+ * two more than the frame has. Returns how many they are, or 0: with its tag it is too long.
+ */
+static inline unsigned make_frame(struct batch *batch, unsigned i, struct path_form form,
+                                  struct net_frame *out, struct iovec *pieces)
+{
+    const struct packet *packet = &batch->packets[i];
+    const struct net_frame *in = &batch->frames[i];
+    unsigned n = 1;
 
     *out = *in;
-    if (form.tagged == packet->tag.tagged && form.tci == packet->tag.tci) {
-        pieces[n++] = (struct iovec){header, packet->header};
-    } else {
-        out->length = in->length - strip + push;
-        if (out->length > NET_FRAME_MAX || in->csum_start > UINT16_MAX - TAG)
-            return 0;
-        if (in->needs_csum)
-            out->csum_start = (uint16_t)(in->csum_start - strip + push);
-        if (in->hdr_len >= strip && in->hdr_len <= UINT16_MAX - TAG && in->hdr_len > 0)
-            out->hdr_len = (uint16_t)(in->hdr_len - strip + push);
-        memcpy(packet->prefix, header, ADDRESSES);
-        packet->prefix[12] = (uint8_t)(packet->tag.tpid >> 8);
-        packet->prefix[13] = (uint8_t)packet->tag.tpid;
-        packet->prefix[14] = (uint8_t)(form.tci >> 8);
-        packet->prefix[15] = (uint8_t)form.tci;
-        pieces[n++] = (struct iovec){packet->prefix, ADDRESSES + push};
-        pieces[n++] = (struct iovec){header + ADDRESSES + strip,
-                                     packet->header - ADDRESSES - strip};
-    }
-    if (in->length > packet->header) {
-        const struct iovec *rest = &in->iov[packet->rest_piece];
-        unsigned left = in->iovcnt - packet->rest_piece;
-
-        if (rest->iov_len > packet->rest_offset)
-            pieces[n++] = (struct iovec){(uint8_t *)rest->iov_base + packet->rest_offset,
-                                         rest->iov_len - packet->rest_offset};
-        for (unsigned k = 1; k < left; k++)
-            pieces[n++] = rest[k];
-    }
+    pieces[0] = (struct iovec){batch->headers[i], packet->header};
+    if (form.tagged != packet->tag.tagged || form.tci != packet->tag.tci)
+        n = change_tag(batch, i, form, out, pieces);
+    if (n > 0 && in->length > packet->header)
+        n += add_rest(packet, in, pieces + n);
     out->iov = pieces;
     out->iovcnt = n;
     return n;
@@ -651,7 +729,7 @@ static void flush_sending(struct net_switch *sw, struct batch *batch, struct sen
     sending->n = sending->pieces = 0;
 }
 
-static void add_frame(struct net_switch *sw, struct batch *batch, struct sending *sending,
+static inline void add_frame(struct net_switch *sw, struct batch *batch, struct sending *sending,
                       unsigned i)
 {
     struct packet *packet = &batch->packets[i];
@@ -816,6 +894,8 @@ static unsigned end_deliver(struct net_port *end, const struct net_frame *frames
     batch->n = n;
     batch->n_shares = batch->n_many = 0;
     batch->now_ns = 0;
+    batch->before.is = false;
+    look_at_all(sw, batch);
     decide_all(sw, batch);
     if (port->mirror_in || sw->classifier)
         mirror_all(sw, batch);
@@ -870,5 +950,10 @@ const struct net_port_ops switch_port_ops = {
 int switch_batches_create(struct net_switch *sw)
 {
     sw->batches = aligned_alloc(64, SWITCH_DEPTH_MAX * sizeof(*sw->batches));
-    return sw->batches ? 0 : -ENOMEM;
+    if (!sw->batches)
+        return -ENOMEM;
+    /* Probes are compared with the one before, whatever that is. */
+    for (unsigned i = 0; i < SWITCH_DEPTH_MAX; i++)
+        memset(sw->batches[i].probes, 0, sizeof(sw->batches[i].probes));
+    return 0;
 }

@@ -27,6 +27,7 @@ static void resolve_actions(const struct net_switch *sw, struct switch_rule *rul
     rule->redirect = action->redirect[0] ? resolve(sw, action->redirect) : -1;
     if (rule->mirror >= 0 && sw->ports[rule->mirror]->kind != SWITCH_PORT_MIRROR)
         rule->mirror = -1;
+    rule->plain = !action->deny && !action->set_vlan && !action->mirror[0] && !action->redirect[0];
 }
 
 static int make_classifier(struct net_switch *sw, struct switch_rule *const *rules, unsigned n,

@@ -8,10 +8,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "net/switch_decide.h"
 #include "net/switch_internal.h"
 
-#define ADDRESSES 12u
-#define TAG 4u
+#define ADDRESSES PATH_ADDRESSES
+#define TAG PATH_TAG
 #define LINE_MAX_ (RULE_TEXT_MAX + 160)
 
 struct trace {
@@ -107,7 +108,7 @@ static int trace_rules(struct trace *trace)
     size_t skip = ADDRESSES + (trace->tag.tagged ? TAG : 0);
     size_t at_hand = trace->length < PATH_HEADER_MAX ? trace->length : PATH_HEADER_MAX;
     const struct net_switch *sw = trace->sw;
-    struct flow_key key = {.in_port = trace->from->number, .vlan = (uint16_t)trace->vlan};
+    struct flow_key key;
     enum flow_cache_level level;
     enum flow_result read;
     const struct switch_rule *rule;
@@ -118,8 +119,8 @@ static int trace_rules(struct trace *trace)
         tell(trace, "rules: there are none");
         return -1;
     }
-    read = flow_read(&key, trace->frame, trace->frame + skip, at_hand - skip,
-                     trace->length - skip);
+    read = flow_read(&key, trace->from->number, (uint16_t)trace->vlan, trace->frame,
+                     trace->frame + skip, at_hand - skip, trace->length - skip);
     if (read != FLOW_OK && sw->looks_inside) {
         tell_drop(trace, read == FLOW_TOO_DEEP ? SWITCH_DROP_UNREADABLE : SWITCH_DROP_MALFORMED);
         return -2;

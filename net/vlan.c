@@ -155,6 +155,7 @@ int vlan_port_init(struct vlan_port *port, const struct vlan_config *config, boo
         .mode = mode,
         .untagged_in = (uint16_t)(one ? config->vlan : config->native),
         .untagged_out = (uint16_t)(one ? config->vlan : config->native),
+        .only = one ? (uint16_t)config->vlan : VLAN_NONE,
         .accepts_tags = !one,
         .tunnel = mode == VLAN_TUNNEL,
         .priority_tags = config->priority_tags,
@@ -173,4 +174,10 @@ int vlan_port_init(struct vlan_port *port, const struct vlan_config *config, boo
         vlan_set_add(&port->carries, config->native);
     }
     return 0;
+}
+
+void vlan_port_close(struct vlan_port *port)
+{
+    port->only = VLAN_NONE;
+    port->carries = (struct vlan_set){0};
 }

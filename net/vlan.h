@@ -66,12 +66,21 @@ struct vlan_port {
     enum vlan_mode mode;
     uint16_t untagged_in;   /* VLAN of frames that come without a VLAN's tag */
     uint16_t untagged_out;  /* the VLAN that is sent without a tag; VLAN_NONE: each has one */
+    uint16_t only;          /* the one VLAN that it carries; VLAN_NONE: those in `carries` */
     bool accepts_tags;
     bool tunnel;
     bool priority_tags;
     struct vlan_set carries;
 };
 #define VLAN_NONE 0xFFFF
+
+static inline bool vlan_carries(const struct vlan_port *port, unsigned vlan)
+{
+    return port->only == VLAN_NONE ? vlan_set_has(&port->carries, vlan) : vlan == port->only;
+}
+
+/* Has it carry nothing any more. */
+void vlan_port_close(struct vlan_port *port);
 
 /* Works out a config; 0, or -EINVAL and in *why what does not fit together. `uplink`: without any
  * setting it is a trunk of all VLANs, else an access port of VLAN 0. */
@@ -89,12 +98,7 @@ static inline int vlan_admit(const struct vlan_port *port, unsigned vid)
         vid = port->untagged_in;
     else if (!port->accepts_tags)
         return VLAN_REFUSED;
-    return vid <= VLAN_MAX && vlan_set_has(&port->carries, vid) ? (int)vid : VLAN_REFUSED;
-}
-
-static inline bool vlan_carries(const struct vlan_port *port, unsigned vlan)
-{
-    return vlan_set_has(&port->carries, vlan);
+    return vid <= VLAN_MAX && vlan_carries(port, vid) ? (int)vid : VLAN_REFUSED;
 }
 
 #endif
