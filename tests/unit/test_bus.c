@@ -238,8 +238,3 @@ Test(bus, a_handler_may_move_its_own_region_and_add_others)
     cr_assert_eq(bus_read(bus, 0x4000, 4), 0x44332211);
     cr_assert_eq(bus_read(bus, 0x800, 4), 0x44332211);
 }
-
-Test(bus, destroying_no_bus_is_fine)
-{
-    bus_destroy(NULL);
-}

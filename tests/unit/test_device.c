@@ -137,11 +137,6 @@ Test(device, a_device_without_state_saves_and_loads_nothing)
     cr_assert_eq(device_load(&toy.dev, &in), 0);
 }
 
-Test(device, destroying_no_device_is_fine)
-{
-    device_destroy(NULL);
-}
-
 /* Saves a toy of the two numbers, loads it into a toy of 1 and 2. */
 static int transfer(uint32_t first, uint32_t second, struct toy *to, size_t cut)
 {

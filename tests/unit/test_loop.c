@@ -775,8 +775,3 @@ Test(loop, destruction_takes_pending_operations_back_without_finishing_them)
     close(pipes[1]);
     close(fd);
 }
-
-Test(loop, destroying_nothing_is_fine)
-{
-    loop_destroy(NULL);
-}
