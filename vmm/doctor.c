@@ -240,6 +240,28 @@ static void check_hugepages(struct diagnosis *diagnosis, json_t *host)
     json_object_set_new(host, "hugepages", list);
 }
 
+/* Guest memory is a memfd, to which the kernel lends huge pages by this switch alone. */
+static void check_shared_thp(struct diagnosis *diagnosis, json_t *host)
+{
+    static const char path[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    char text[128] = "";
+    FILE *file = fopen(path, "re");
+    bool on;
+
+    if (!file)
+        return;
+    if (!fgets(text, sizeof(text), file))
+        text[0] = '\0';
+    fclose(file);
+    on = !strstr(text, "[never]") && !strstr(text, "[deny]");
+    json_object_set_new(host, "shared_thp", json_boolean(on));
+    if (on)
+        add(diagnosis, VERDICT_OK, "transparent huge pages", NULL, "lent to guest memory");
+    else
+        add(diagnosis, VERDICT_NOTE, "transparent huge pages", "echo advise, as root, into that file",
+            "not lent to guest memory, as %s says; with them a guest boots faster", path);
+}
+
 static void check_userfaultfd(struct diagnosis *diagnosis, json_t *host)
 {
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
@@ -340,6 +362,7 @@ int diagnosis_make(struct diagnosis *diagnosis)
     check_io_uring(diagnosis, host);
     check_memory(diagnosis, host);
     check_hugepages(diagnosis, host);
+    check_shared_thp(diagnosis, host);
     check_tun(diagnosis, host);
     check_userfaultfd(diagnosis, host);
     check_libraries(diagnosis, host);
