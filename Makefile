@@ -62,11 +62,11 @@ $(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libferry
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(PKG_LIBS) -lcriterion
 
 # Fragments: payload guests (`guest`), fuzz targets (`fuzz`).
--include tests/guest/guest.mk tests/fuzz/fuzz.mk
+-include tests/guest/guest.mk tests/fuzz/fuzz.mk tests/net/net.mk
 
 # ---- what takes packages that may be missing: they come first, then make starts over ----
 .PHONY: demo check lab bench deps built
-built: all unit $(GUEST_ELF) $(REPLAY_BIN)
+built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE)
 
 demo: deps ## boot a Linux guest with networking, and show it
 	@$(MAKE) --no-print-directory all

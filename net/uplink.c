@@ -8,7 +8,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "net/adapter.h"
+#include "net/bridged.h"
+#include "net/made.h"
 #include "net/nat.h"
+#include "net/passt.h"
+#include "net/stream_port.h"
+#include "net/tap.h"
 #include "vmm/util/log.h"
 
 struct uplink {
@@ -17,54 +23,209 @@ struct uplink {
     void (*destroy)(void *instance);
 };
 
-static void destroy_nat(void *instance)
+/* What is handed to each kind. */
+struct request {
+    struct loop *loop;
+    const char *name;
+    const struct uplink_config *config;
+    const uint8_t *mac; /* or NULL */
+};
+
+static void destroy_slirp(void *instance)
 {
     nat_destroy(instance);
 }
 
-static int create_nat(struct uplink *uplink, struct loop *loop, const char *name,
-                      const struct uplink_config *config)
+static int create_slirp(struct uplink *uplink, const struct request *r)
 {
-    struct nat_config nat_config;
+    struct nat_config config;
     struct nat *nat;
     int err;
 
-    nat_config_init(&nat_config);
-    nat_config.name = name;
-    if (config->network.s_addr != INADDR_ANY) {
-        nat_config.network = config->network;
-        nat_config.prefix = config->prefix;
+    nat_config_init(&config);
+    config.name = r->name;
+    if (r->config->network.s_addr != INADDR_ANY) {
+        config.network = r->config->network;
+        config.prefix = r->config->prefix;
     }
-    nat_config.dns = config->dns;
-    nat_config.ipv6 = config->ipv6;
-    nat_config.restricted = config->restricted;
-    if (config->mtu)
-        nat_config.mtu = config->mtu;
-    nat_config.forwards = config->forwards;
-    nat_config.n_forwards = config->n_forwards;
-    err = nat_create(&nat, loop, &nat_config);
+    config.dns = r->config->dns;
+    config.domain = r->config->domain;
+    config.ipv6 = r->config->ipv6;
+    config.restricted = r->config->restricted;
+    if (r->config->mtu)
+        config.mtu = r->config->mtu;
+    config.forwards = r->config->forwards;
+    config.n_forwards = r->config->n_forwards;
+    err = nat_create(&nat, r->loop, &config);
+    if (!err)
+        *uplink = (struct uplink){nat, nat_port(nat), destroy_slirp};
+    return err;
+}
+
+static void destroy_adapter(void *instance)
+{
+    adapter_destroy(instance);
+}
+
+/* Host-only, and NAT by the kernel. */
+static int create_adapter(struct uplink *uplink, const struct request *r)
+{
+    const struct uplink_config *c = r->config;
+    const bool nat = c->kind == UPLINK_NAT;
+    const struct adapter_config config = {
+        .name = r->name,
+        .link = nat ? NULL : c->link,
+        .nat = nat,
+        .out = nat ? c->link : NULL,
+        .network = c->network,
+        .prefix = c->prefix,
+        .mac = r->mac,
+        .dhcp = c->dhcp,
+        .router = c->router,
+        .dns = c->dns,
+        .domain = c->domain,
+        .mtu = c->mtu,
+        .queues = c->queues,
+        .fixed = c->fixed,
+        .n_fixed = c->n_fixed,
+        .lease_file = c->lease_file,
+        .forwards = c->forwards,
+        .n_forwards = c->n_forwards,
+    };
+    struct adapter *adapter;
+    int err = adapter_create(&adapter, r->loop, &config);
+
+    if (!err)
+        *uplink = (struct uplink){adapter, adapter_port(adapter), destroy_adapter};
+    return err;
+}
+
+static void destroy_tap(void *instance)
+{
+    tap_destroy(instance);
+}
+
+static int create_tap(struct uplink *uplink, const struct request *r)
+{
+    struct tap_device device;
+    struct tap *tap;
+    int err = tap_device_attach(&device, r->name, r->config->link,
+                                r->config->queues ? r->config->queues : 1);
+
     if (err)
         return err;
-    *uplink = (struct uplink){.instance = nat, .port = nat_port(nat), .destroy = destroy_nat};
+    err = tap_create(&tap, r->loop, r->name, &device, NULL);
+    if (err) {
+        tap_device_close(&device);
+        return err;
+    }
+    *uplink = (struct uplink){tap, tap_port(tap), destroy_tap};
     return 0;
+}
+
+static void destroy_bridged(void *instance)
+{
+    bridged_destroy(instance);
+}
+
+static int create_bridged(struct uplink *uplink, const struct request *r)
+{
+    const struct bridged_config config = {
+        .name = r->name,
+        .nic = r->config->link,
+        .bridge = r->config->bridge,
+        .macvtap_mode = r->config->macvtap,
+        .queues = r->config->queues ? r->config->queues : 1,
+        .mac = r->mac,
+    };
+    struct bridged *bridged;
+    int err = bridged_create(&bridged, r->loop, &config);
+
+    if (!err)
+        *uplink = (struct uplink){bridged, bridged_port(bridged), destroy_bridged};
+    return err;
+}
+
+static void destroy_stream(void *instance)
+{
+    stream_port_destroy(instance);
+}
+
+static int create_stream(struct uplink *uplink, const struct request *r)
+{
+    const struct stream_config config = {
+        .name = r->name,
+        .path = r->config->path,
+        .address = r->config->address,
+        .server = r->config->server,
+        .reconnect = r->config->reconnect,
+        .fd = -1,
+    };
+    struct stream_port *stream;
+    int err = stream_port_create(&stream, r->loop, &config);
+
+    if (!err)
+        *uplink = (struct uplink){stream, stream_port(stream), destroy_stream};
+    return err;
+}
+
+static void destroy_passt(void *instance)
+{
+    passt_destroy(instance);
+}
+
+static int create_passt(struct uplink *uplink, const struct request *r)
+{
+    const struct passt_config config = {
+        .name = r->name,
+        .network = r->config->network,
+        .prefix = r->config->prefix,
+        .dns = r->config->dns,
+        .ipv6 = r->config->ipv6,
+        .mtu = r->config->mtu,
+        .forwards = r->config->forwards,
+        .n_forwards = r->config->n_forwards,
+    };
+    struct passt *passt;
+    int err = passt_create(&passt, r->loop, &config);
+
+    if (!err)
+        *uplink = (struct uplink){passt, passt_port(passt), destroy_passt};
+    return err;
+}
+
+static int create(struct uplink *uplink, const struct request *r)
+{
+    switch (r->config->kind) {
+    case UPLINK_NAT:
+        switch (r->config->via) {
+        case UPLINK_VIA_SLIRP: return create_slirp(uplink, r);
+        case UPLINK_VIA_PASST: return create_passt(uplink, r);
+        case UPLINK_VIA_KERNEL: return create_adapter(uplink, r);
+        }
+        break;
+    case UPLINK_HOSTONLY: return create_adapter(uplink, r);
+    case UPLINK_BRIDGE: return create_bridged(uplink, r);
+    case UPLINK_TAP: return create_tap(uplink, r);
+    case UPLINK_STREAM: return create_stream(uplink, r);
+    }
+    return -EINVAL;
 }
 
 int uplink_create(struct uplink **out, struct loop *loop, const char *name,
                   const struct uplink_config *config, const uint8_t mac[6])
 {
+    const struct request request = {loop, name, config, mac};
     struct uplink *uplink = calloc(1, sizeof(*uplink));
-    int err = -EINVAL;
+    int err;
 
-    (void)mac;
     if (!uplink) {
         log_error("%s: out of memory", name);
         return -ENOMEM;
     }
-    switch (config->kind) {
-    case UPLINK_NAT:
-        err = create_nat(uplink, loop, name, config);
-        break;
-    }
+    /* What a ferry that was killed has left may be in the way of this one. */
+    made_sweep();
+    err = create(uplink, &request);
     if (err) {
         free(uplink);
         return err;

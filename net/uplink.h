@@ -12,25 +12,55 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "net/dhcp_leases.h"
 #include "net/forward.h"
 
 #define UPLINK_MAX_FORWARDS 32
+#define UPLINK_MIN_MTU 1280u
+#define UPLINK_MAX_MTU 65520u
+#define UPLINK_MAX_QUEUES 16u
 
 struct loop;
 struct net_port;
 struct uplink;
 
-enum uplink_kind { UPLINK_NAT };
+enum uplink_kind {
+    UPLINK_NAT,      /* the host's networks, by translation */
+    UPLINK_HOSTONLY, /* the host, and nothing else */
+    UPLINK_BRIDGE,   /* a host's NIC by a macvtap, or a port of its bridge */
+    UPLINK_TAP,      /* a tap that somebody else made */
+    UPLINK_STREAM,   /* another process, by a stream socket */
+};
 
-/* Strings are owned by the struct. */
+/* Who translates. */
+enum uplink_via { UPLINK_VIA_SLIRP, UPLINK_VIA_PASST, UPLINK_VIA_KERNEL };
+
+/* Values as in linux/if_link.h. */
+enum uplink_macvtap { UPLINK_PRIVATE = 1, UPLINK_VEPA = 2, UPLINK_PLAIN = 4, UPLINK_PASSTHRU = 8 };
+
+/* Strings are owned by the struct; NULL: not given, as is INADDR_ANY for addresses, 0 for numbers. */
 struct uplink_config {
     enum uplink_kind kind;
-    struct in_addr network; /* subnet=; INADDR_ANY: none was given */
+    enum uplink_via via;
+    char *link;    /* if=: what it is depends on the kind */
+    char *bridge;  /* br= */
+    enum uplink_macvtap macvtap;
+    char *path;    /* of a stream's unix socket */
+    char *address; /* HOST:PORT of a stream by TCP */
+    bool server;
+    unsigned reconnect; /* seconds */
+    unsigned queues; /* of a tap */
+    struct in_addr network; /* subnet= */
     unsigned prefix;
-    struct in_addr dns;     /* INADDR_ANY: none was given */
+    struct in_addr dns, router;
+    char *domain;
+    unsigned mtu; /* bytes of IP; 0: 1500, and DHCP does not tell it */
+    bool dhcp;
+    struct dhcp_fixed fixed[DHCP_MAX_FIXED];
+    unsigned n_fixed;
+    char *lease_file;
     bool ipv6;
     bool restricted;
-    unsigned mtu;           /* of the card, bytes of IP; 0: 1500 */
     struct net_forward forwards[UPLINK_MAX_FORWARDS];
     unsigned n_forwards;
 };
@@ -39,7 +69,7 @@ struct uplink_config {
 void uplink_config_init(struct uplink_config *config);
 void uplink_config_fini(struct uplink_config *config);
 
-/* "nat", as a person writes it. */
+/* "nat" or "nat,via=passt": the mode, as a person writes it. */
 const char *uplink_mode_name(const struct uplink_config *config);
 
 /*

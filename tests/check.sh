@@ -17,7 +17,7 @@ started=$SECONDS
 usage() {
     cat <<EOF
 Usage: tests/check.sh [SUITE]...
-Run the suites, or those that are named: unit, cli, guest, fuzz, asan_unit, asan_guest, lab.
+Run the suites, or those that are named: unit, cli, guest, modes, fuzz, asan_unit, asan_guest, lab.
 EOF
 }
 
@@ -76,6 +76,10 @@ suite_cli() { FERRY=$BUILD/ferry tests/cli/run-tests; }
 
 suite_guest() { tests/guest/run-tests --ferry "$BUILD/ferry" --guests "$BUILD/guest"; }
 
+suite_modes() {
+    tests/net/run-tests --ferry "$BUILD/ferry" --guests "$BUILD/guest" --wire "$BUILD/tests/net/wire"
+}
+
 suite_fuzz() {
     local source name good=0 bad=0
     for source in tests/fuzz/fuzz_*.c; do
@@ -120,7 +124,7 @@ case ${1-} in
     -h | --help) usage; exit ;;
     -*) usage >&2; exit 2 ;;
 esac
-(($#)) || set -- unit cli guest fuzz asan_unit asan_guest lab
+(($#)) || set -- unit cli guest modes fuzz asan_unit asan_guest lab
 for name; do
     declare -F "suite_$name" >/dev/null || { usage >&2; exit 2; }
 done

@@ -9,6 +9,8 @@ packages=(
     libfdt-dev libglib2.0-dev libjansson-dev liblz4-dev liblzma-dev libslirp-dev libmicrohttpd-dev libcurl4-gnutls-dev libyaml-dev liburing-dev libzstd-dev zlib1g-dev
     # to test
     acpica-tools libcriterion-dev mandoc
+    # the network modes
+    iproute2 nftables passt procps util-linux
     # the lab and the demo
     bsdutils busybox-static cpio e2fsprogs lz4 netcat-openbsd qemu-system-x86 xz-utils zstd
 )

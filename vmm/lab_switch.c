@@ -35,6 +35,7 @@ static const struct option_key keys[] = {
     {.name = "fdb-age", .parse = option_parse_number, .min = 1, .max = 1000000,
      .offset = offsetof(struct switch_options, fdb_age_s)},
     UPLINK_KEYS(struct switch_options, uplink),
+    UPLINK_LINK_KEYS(struct switch_options, uplink),
     SWITCH_PORT_KEYS(struct switch_options, uplink_port),
     {0},
 };

@@ -154,7 +154,7 @@ static const struct option_key net_keys[] = {
      .parse = option_parse_choice,
      .offset = offsetof(struct net_options, uplink.kind),
      .choices = uplink_kinds,
-     .expects = "nat or none"},
+     .expects = UPLINK_KINDS_TEXT " or none"},
     {.name = "mac",
      .parse = option_parse_mac,
      .offset = offsetof(struct net_options, mac)},
@@ -258,6 +258,7 @@ int machine_config_put_net(struct machine_config *config, const struct option_li
         return -ENOMEM;
     error = option_list_read(list, net_keys, net, &seen);
     net->uplink.mtu = net->card.mtu;
+    net->uplink.queues = net->card.queues < UPLINK_MAX_QUEUES ? net->card.queues : UPLINK_MAX_QUEUES;
     return error < 0 ? error : check_net_keys(list, net, seen);
 }
 
