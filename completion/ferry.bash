@@ -47,9 +47,12 @@ _ferry_guests() { ferry ps 2>/dev/null | awk 'NR > 1 { print $1 }'; }
 # _ferry_labs: the names of the processes that have several guests.
 _ferry_labs() { _ferry_guests | sed -n 's,/.*,,p' | sort -u; }
 
+# _ferry_switches: the names of the switches there are.
+_ferry_switches() { ferry net 2>/dev/null | awk 'NR > 1 { print $1 }'; }
+
 _ferry() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-    local commands='run up down ps console pause resume reboot stop save restore migrate receive doctor'
+    local commands='run up down net ps console pause resume reboot stop save restore migrate receive doctor'
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "$commands help --help --version" -- "$word")
@@ -62,6 +65,13 @@ _ferry() {
         run)    _ferry_run "$word" "$previous" ;;
         help)   mapfile -t COMPREPLY < <(compgen -W "$commands" -- "$word") ;;
         ps | doctor) mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$word") ;;
+        net)
+            case $COMP_CWORD in
+                2) mapfile -t COMPREPLY < <(compgen -W "$(_ferry_switches) --json --help" -- "$word") ;;
+                3) mapfile -t COMPREPLY < <(compgen \
+                    -W 'set rule unrule mirror unmirror capture stop trace' -- "$word") ;;
+                *) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+            esac ;;
         up)
             mapfile -t COMPREPLY < <(compgen -f -W '--detach --verbose --help' -- "$word") ;;
         down)

@@ -102,10 +102,33 @@ static int socket_path(const char *name, char *path, size_t size)
     return access(path, F_OK) < 0 ? -ENOENT : 0;
 }
 
-/* Who is asked: a process, and which of its guests; "": it has one, or the request is about none. */
+/* What requests may be about, beside a process: how it is said which, and who has it. */
+struct family {
+    const char *prefix; /* of paths */
+    const char *key;    /* in the query */
+    const char *list;   /* the path that lists a process's */
+    const char *noun;
+};
+
+static const struct family families[] = {
+    {"/api/v1/vm.", "guest", "/api/v1/vmm.guests", "guest"},
+    {"/api/v1/net.", "switch", "/api/v1/net", "switch"},
+};
+
+/* NULL: the request is about the process. */
+static const struct family *family_of(const struct client_request *request)
+{
+    for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++)
+        if (strncmp(request->path, families[i].prefix, strlen(families[i].prefix)) == 0)
+            return &families[i];
+    return NULL;
+}
+
+/* Who is asked: a process, and about which of its guests or switches; "": it has one, or the request is
+ * about none. */
 struct target {
     char process[CONTROL_NAME_MAX + 1];
-    char guest[CONTROL_NAME_MAX + 1];
+    char object[CONTROL_NAME_MAX + 1];
 };
 
 static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path,
@@ -115,8 +138,9 @@ static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path
     char url[512];
 
     /* The host is a formality: the socket says who is asked. Names need no escaping. */
-    snprintf(url, sizeof(url), "http://ferry%s%s%s", request->path,
-             target->guest[0] ? "?guest=" : "", target->guest);
+    snprintf(url, sizeof(url), "http://ferry%s%s%s%s%s", request->path,
+             target->object[0] ? "?" : "", target->object[0] ? family_of(request)->key : "",
+             target->object[0] ? "=" : "", target->object);
     api->setopt(curl, CURLOPT_URL, url);
     api->setopt(curl, CURLOPT_UNIX_SOCKET_PATH, path);
     api->setopt(curl, CURLOPT_CUSTOMREQUEST, request->method);
@@ -131,13 +155,6 @@ static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path
     return api->perform(curl);
 }
 
-static bool is_about_guest(const struct client_request *request)
-{
-    static const char prefix[] = "/api/v1/vm.";
-
-    return strncmp(request->path, prefix, strlen(prefix)) == 0;
-}
-
 static int read_answer(const struct client_request *request, long status,
                        const struct answer *answer, json_t **reply)
 {
@@ -145,9 +162,9 @@ static int read_answer(const struct client_request *request, long status,
 
     if (answer->length > 0)
         json = json_loadb(answer->bytes, answer->length, JSON_DECODE_ANY, NULL);
-    if (status == 404 && is_about_guest(request)) {
+    if (status == 404 && family_of(request)) {
         json_decref(json);
-        return -ENOENT; /* the guest; told by client_ask() */
+        return -ENOENT; /* told by client_ask() */
     }
     if (status / 100 != 2) {
         if (!request->quiet)
@@ -204,43 +221,45 @@ static int ask_target(const struct curl_api *api, const struct target *target,
     return err;
 }
 
-/* ---- which process has the guest ---- */
+/* ---- which process has it ---- */
 
 struct search {
     const struct curl_api *api;
-    const char *guest;
+    const struct family *family;
+    const char *name;
     struct target found;
     unsigned n_found;
 };
 
 static void look_into(void *arg, const char *process)
 {
-    const struct client_request list = {
-        .name = process, .method = "GET", .path = "/api/v1/vmm.guests", .quiet = true};
     struct search *search = arg;
+    const struct client_request list = {
+        .name = process, .method = "GET", .path = search->family->list, .quiet = true};
     struct target target = {0};
-    json_t *guests = NULL, *guest;
+    json_t *objects = NULL, *object;
     size_t i;
 
     snprintf(target.process, sizeof(target.process), "%s", process);
-    if (ask_target(search->api, &target, &list, &guests) < 0)
+    if (ask_target(search->api, &target, &list, &objects) < 0)
         return;
-    json_array_foreach(guests, i, guest) {
-        const char *name = json_string_value(json_object_get(guest, "name"));
+    json_array_foreach(objects, i, object) {
+        const char *name = json_string_value(json_object_get(object, "name"));
 
-        if (!name || strcmp(name, search->guest) != 0)
+        if (!name || strcmp(name, search->name) != 0)
             continue;
-        snprintf(target.guest, sizeof(target.guest), "%s", name);
+        snprintf(target.object, sizeof(target.object), "%s", name);
         search->found = target;
         search->n_found++;
     }
-    json_decref(guests);
+    json_decref(objects);
 }
 
-static int find_guest(const struct curl_api *api, const struct client_request *request,
-                      struct target *target)
+static int find_object(const struct curl_api *api, const struct client_request *request,
+                       struct target *target)
 {
-    struct search search = {.api = api, .guest = request->name};
+    struct search search = {.api = api, .family = family_of(request), .name = request->name};
+    const char *noun = search.family->noun;
     int err = client_names(look_into, &search);
 
     if (err)
@@ -248,12 +267,13 @@ static int find_guest(const struct curl_api *api, const struct client_request *r
     if (search.n_found == 1)
         *target = search.found;
     if (search.n_found > 1 && !request->quiet)
-        log_error("several guests are named '%s': say PROCESS/%s; see 'ferry ps'", request->name,
-                  request->name);
+        log_error("several %s%s are named '%s': say PROCESS/%s; see 'ferry %s'", noun,
+                  noun[strlen(noun) - 1] == 'h' ? "es" : "s", request->name, request->name,
+                  noun[0] == 'g' ? "ps" : "net");
     return search.n_found == 0 ? -ENOENT : search.n_found == 1 ? 0 : -EINVAL;
 }
 
-/* "NAME" or "PROCESS/GUEST". */
+/* "NAME" or "PROCESS/OBJECT". */
 static int read_name(const char *name, struct target *target)
 {
     const char *slash = strchr(name, '/');
@@ -264,12 +284,13 @@ static int read_name(const char *name, struct target *target)
         return -ENOENT;
     snprintf(target->process, sizeof(target->process), "%.*s", length, name);
     if (slash)
-        snprintf(target->guest, sizeof(target->guest), "%s", slash + 1);
+        snprintf(target->object, sizeof(target->object), "%s", slash + 1);
     return 0;
 }
 
 int client_ask(const struct client_request *request, json_t **reply)
 {
+    const struct family *family = family_of(request);
     struct target target;
     struct curl_api api;
     int err;
@@ -282,15 +303,17 @@ int client_ask(const struct client_request *request, json_t **reply)
         if (err)
             return err;
         err = ask_target(&api, &target, request, reply);
-        if (err == -ENOENT && !target.guest[0] && is_about_guest(request)) {
-            err = find_guest(&api, request, &target);
+        if (err == -ENOENT && !target.object[0] && family) {
+            err = find_object(&api, request, &target);
             if (!err)
                 err = ask_target(&api, &target, request, reply);
         }
     }
-    if (err == -ENOENT && !request->quiet)
-        log_error("no %s named '%s' runs; see 'ferry ps'",
-                  is_about_guest(request) ? "guest" : "process", request->name);
+    if (err == -ENOENT && !request->quiet && family && family->noun[0] == 's')
+        log_error("there is no switch named '%s'; see 'ferry net'", request->name);
+    else if (err == -ENOENT && !request->quiet)
+        log_error("no %s named '%s' runs; see 'ferry ps'", family ? family->noun : "process",
+                  request->name);
     return err;
 }
 

@@ -13,8 +13,8 @@
 #define CURL_OTHER_SONAME "libcurl.so.4"
 
 /*
- * name: of a process, or for paths about a guest (/api/v1/vm.*) of a guest, in whatever process it
- * is, or PROCESS/GUEST. method and path as in the table of routes; body NULL: none. *reply (may be NULL) is then the
+ * name: of a process, or for paths about a guest (/api/v1/vm.*) or a switch (/api/v1/net.*) of that,
+ * in whatever process it is, or PROCESS/NAME. method and path as in the table of routes; body NULL: none. *reply (may be NULL) is then the
  * answer's JSON or NULL, owned by the caller. Blocks, a few seconds at most. Errors: -ENOENT (nothing
  * of that name runs), -EINVAL (several guests have that name), -EREMOTEIO (it refused), -EIO (no sense in the answer), others of
  * libcurl's as -EIO; logged, unless `quiet`.

@@ -55,6 +55,7 @@ extern const struct command cmd_resume;
 extern const struct command cmd_reboot;
 extern const struct command cmd_stop;
 extern const struct command cmd_console;
+extern const struct command cmd_net;
 extern const struct command cmd_up;
 extern const struct command cmd_down;
 extern const struct command cmd_save;

@@ -569,6 +569,14 @@ static bool clients_gone(void *arg)
     return !info || info->num_connections == 0;
 }
 
+void control_hide(struct control *control)
+{
+    if (!control || !control->address.sun_path[0])
+        return;
+    (void)unlink(control->address.sun_path);
+    control->address.sun_path[0] = '\0';
+}
+
 void control_destroy(struct control *control)
 {
     if (!control)
@@ -577,8 +585,7 @@ void control_destroy(struct control *control)
         answer_later(control, control->waiting, -ECANCELED, NULL);
     if (control->daemon)
         (void)loop_run_until(control->loop, clients_gone, control, FAREWELL_NS);
-    if (control->address.sun_path[0])
-        (void)unlink(control->address.sun_path);
+    control_hide(control);
     loop_timer_cancel(&control->timeout);
     loop_timer_cancel(&control->claim_timer);
     loop_cancel(control->loop, &control->accept_op);

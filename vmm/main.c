@@ -10,7 +10,7 @@
 #include "vmm/cmd.h"
 #include "vmm/util/log.h"
 
-static const struct command *const commands[] = {&cmd_run,   &cmd_up,     &cmd_down,   &cmd_ps,
+static const struct command *const commands[] = {&cmd_run,   &cmd_up,     &cmd_down,   &cmd_net,    &cmd_ps,
                                                  &cmd_console, &cmd_pause, &cmd_resume, &cmd_reboot,
                                                  &cmd_stop,  &cmd_save,   &cmd_restore,
                                                  &cmd_migrate, &cmd_receive, &cmd_doctor};

@@ -128,6 +128,7 @@ void process_destroy(struct process *p)
 {
     if (!p)
         return;
+    control_hide(p->control);
     control_answer(p->control, p, 0, NULL); /* whoever waits for all guests to end */
     control_destroy(p->control);
     p->control = NULL;

@@ -12,6 +12,7 @@
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process.h"
+#include "vmm/process_net_control.h"
 
 static int ping(void *opaque, const json_t *body, json_t **reply)
 {
@@ -65,7 +66,7 @@ static int press_power_buttons(void *opaque, const json_t *body, json_t **reply)
     return -EINPROGRESS;
 }
 
-/* The answer leaves before the loop notices the end. */
+/* The answer comes at the end of the process, but for a second one. */
 static int shut_down(void *opaque, const json_t *body, json_t **reply)
 {
     struct process *process = opaque;
@@ -74,7 +75,7 @@ static int shut_down(void *opaque, const json_t *body, json_t **reply)
     (void)reply;
     for (unsigned i = 0; i < process_guests(process); i++)
         machine_quit(process_guest(process, i));
-    return 0;
+    return control_busy(process_control(process), process) ? 0 : -EINPROGRESS;
 }
 
 static const struct control_route process_routes[] = {
@@ -114,5 +115,7 @@ const struct control_table process_tables[] = {
     {process_routes, NULL},
     {machine_routes, pick_guest},
     {machine_migrate_routes, pick_guest},
+    {process_net_list_routes, NULL},
+    {process_net_routes, process_net_pick},
     {0},
 };

@@ -32,6 +32,7 @@ static int plug_uplink(struct process_switch *ps, const struct switch_options *o
     if (!err)
         err = uplink_create(&ps->uplink, loop_thread_loop(ps->thread), ps->name, &options->uplink,
                             NULL);
+    snprintf(ps->mode, sizeof(ps->mode), "%s", uplink_mode_name(&options->uplink));
     if (!err)
         net_port_connect(switch_port_end(port), uplink_port(ps->uplink));
     return err;

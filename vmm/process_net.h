@@ -19,6 +19,7 @@ struct process_switch {
     struct loop_thread *thread;
     struct net_switch *sw;       /* the thread's, as is the uplink */
     struct uplink *uplink;       /* or NULL */
+    char mode[32];               /* the uplink's, as a person writes it */
 };
 
 /*

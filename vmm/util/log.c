@@ -19,10 +19,18 @@
 static _Atomic int max_level = LOG_LEVEL_WARN;
 static _Atomic bool raw_terminal;
 static void (*line_sink)(enum log_level level, const char *line);
+static _Thread_local char *diverted_to;
+static _Thread_local size_t diverted_size;
 
 void log_set_level(enum log_level level)
 {
     atomic_store_explicit(&max_level, (int)level, memory_order_relaxed);
+}
+
+void log_divert_errors(char *to, size_t size)
+{
+    diverted_to = to;
+    diverted_size = size;
 }
 
 void log_set_sink(void (*sink)(enum log_level level, const char *line))
@@ -58,7 +66,10 @@ static void log_va(enum log_level level, const char *format, va_list args)
     if ((int)level > atomic_load_explicit(&max_level, memory_order_relaxed))
         return;
     vsnprintf(text, sizeof(text), format, args);
-    write_line(level, text);
+    if (diverted_to && level == LOG_LEVEL_ERROR)
+        snprintf(diverted_to, diverted_size, "%s", text);
+    else
+        write_line(level, text);
 }
 
 #define DEFINE_LOG(name, level)                                                                    \

@@ -8,6 +8,7 @@
 #define FERRY_UTIL_LOG_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
@@ -20,6 +21,10 @@ void log_set_sink(void (*sink)(enum log_level level, const char *line));
 
 /* While true, lines end in CR LF, because the terminal is in raw mode. */
 void log_set_raw_terminal(bool raw);
+
+/* From now on this thread's errors go into a text instead, of which the last stays; NULL ends that. For
+ * answers to somebody who is elsewhere. */
+void log_divert_errors(char *to, size_t size);
 
 void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
