@@ -340,6 +340,10 @@ static void wrote(struct loop_op *op, int result)
     struct capture *capture = (struct capture *)((char *)op - offsetof(struct capture, op));
     struct buffer *buffer = &capture->buffers[!capture->filling];
 
+    if (capture->error) { /* it is being destroyed: what became of the write does not matter */
+        end_if_done(capture);
+        return;
+    }
     if (result <= 0 && result != -EINTR && result != -EAGAIN) {
         capture->error = result < 0 ? result : -EIO;
         log_warn("a capture ends early: cannot write to its file: %s", strerror(-capture->error));

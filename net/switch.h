@@ -204,7 +204,7 @@ struct switch_capture_config {
 /* Errors as switch_mirror_add(), and those of the first write come later, in the counters. */
 int switch_capture_start(struct net_switch *sw, const struct switch_capture_config *config);
 /* Writes what is there, then closes the file; `stopped` (may be NULL) is called on the loop with the
- * first error of writing, or 0. -ENOENT. */
+ * first error of writing, or 0. Until then the loop must run, but not the switch be there. -ENOENT. */
 int switch_capture_stop(struct net_switch *sw, const char *name,
                         void (*stopped)(void *arg, int error), void *arg);
 
