@@ -7,6 +7,7 @@
  */
 #include "vmm/machine_net.h"
 
+#include <linux/virtio_config.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
 
@@ -43,6 +44,7 @@ static const struct {
     SWITCH(announce, ANNOUNCE_BITS),
     SWITCH(event_idx, BIT(VIRTIO_RING_F_EVENT_IDX)),
     SWITCH(indirect, BIT(VIRTIO_RING_F_INDIRECT_DESC)),
+    SWITCH(packed, BIT(VIRTIO_F_RING_PACKED)),
 #undef SWITCH
 };
 #define N_SWITCHES (sizeof(switches) / sizeof(switches[0]))

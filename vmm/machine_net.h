@@ -15,7 +15,7 @@ struct net_card_options {
     unsigned queues; /* pairs */
     unsigned mtu;    /* 0: not told to the guest */
     /* What is offered to the guest; some presume others, see net_card_apply(). */
-    bool csum, tso, uso, ecn, mrg_rxbuf, ctrl_vq, mq, rss, announce, event_idx, indirect;
+    bool csum, tso, uso, ecn, mrg_rxbuf, ctrl_vq, mq, rss, announce, event_idx, indirect, packed;
 };
 
 #define NET_CARD_SWITCH(struct_, member, name_)                                                    \
@@ -30,7 +30,7 @@ struct net_card_options {
     NET_CARD_SWITCH(struct_, member, mrg_rxbuf), NET_CARD_SWITCH(struct_, member, ctrl_vq),        \
     NET_CARD_SWITCH(struct_, member, mq), NET_CARD_SWITCH(struct_, member, rss),                   \
     NET_CARD_SWITCH(struct_, member, announce), NET_CARD_SWITCH(struct_, member, event_idx),       \
-    NET_CARD_SWITCH(struct_, member, indirect)
+    NET_CARD_SWITCH(struct_, member, indirect), NET_CARD_SWITCH(struct_, member, packed)
 
 /* One pair of queues, and everything offered. */
 void net_card_init(struct net_card_options *card);

@@ -18,7 +18,7 @@
 
 #define ENGINE_FEATURES                                                                            \
     (1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_EVENT_IDX |                                \
-     1ull << VIRTIO_RING_F_INDIRECT_DESC)
+     1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_F_RING_PACKED)
 
 /* §2.1: what a driver may write. DEVICE_NEEDS_RESET is the device's own. */
 #define DRIVER_STATUS                                                                              \
@@ -63,6 +63,8 @@ int virtio_device_init(struct virtio_device *vdev, const struct virtio_class *cl
 
 void virtio_device_fini(struct virtio_device *vdev)
 {
+    for (unsigned i = 0; vdev->queues && i < vdev->n_queues; i++)
+        virtqueue_fini(&vdev->queues[i]);
     free(vdev->queues);
     vdev->queues = NULL;
     vdev->n_queues = 0;
@@ -192,6 +194,16 @@ uint8_t virtio_get_status(const struct virtio_device *vdev)
 
 /* ---- queues ---- */
 
+static int enable_queue(struct virtio_device *vdev, struct virtqueue *vq)
+{
+    bool event_idx = virtio_has(vdev, VIRTIO_RING_F_EVENT_IDX);
+    bool indirect = virtio_has(vdev, VIRTIO_RING_F_INDIRECT_DESC);
+
+    if (virtio_has(vdev, VIRTIO_F_RING_PACKED))
+        return virtqueue_enable_packed(vq, event_idx, indirect);
+    return virtqueue_enable(vq, event_idx, indirect);
+}
+
 void virtio_queue_enable(struct virtio_device *vdev, unsigned index)
 {
     struct virtqueue *vq = &vdev->queues[index];
@@ -202,8 +214,7 @@ void virtio_queue_enable(struct virtio_device *vdev, unsigned index)
         virtio_device_broken(vdev, "it enabled a queue before the features were agreed");
         return;
     }
-    if (virtqueue_enable(vq, virtio_has(vdev, VIRTIO_RING_F_EVENT_IDX),
-                         virtio_has(vdev, VIRTIO_RING_F_INDIRECT_DESC)) != 0)
+    if (enable_queue(vdev, vq) != 0)
         virtio_device_broken(vdev, "it enabled a queue of impossible size or addresses");
 }
 
@@ -275,6 +286,7 @@ static int state_check(void *object, const void *from)
 {
     struct virtio_device *vdev = object;
     const struct virtio_state *state = from;
+    bool packed = state->driver_features >> VIRTIO_F_RING_PACKED & 1;
     int err = check_status(vdev, state);
 
     if (err)
@@ -288,7 +300,7 @@ static int state_check(void *object, const void *from)
             continue; /* what the driver wrote so far is checked when it enables the queue */
         if (!(state->status & VIRTIO_CONFIG_S_FEATURES_OK))
             return refuse(vdev, "a queue is enabled before the features were agreed");
-        if (virtqueue_check(&vdev->queues[i], st) != 0)
+        if (virtqueue_check(&vdev->queues[i], st, packed) != 0)
             return refuse(vdev, "a queue has an impossible size, address or index");
     }
     return 0;
@@ -311,8 +323,7 @@ static void state_set(void *object, const void *from)
 
         vq->st = state->queues[i];
         if (vq->st.enabled)
-            (void)virtqueue_enable(vq, virtio_has(vdev, VIRTIO_RING_F_EVENT_IDX),
-                                   virtio_has(vdev, VIRTIO_RING_F_INDIRECT_DESC)); /* checked */
+            (void)enable_queue(vdev, vq); /* checked */
     }
     if ((vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) && vdev->class->start)
         vdev->class->start(vdev);

@@ -1,5 +1,6 @@
 /*
- * The virtqueue engine: takes requests from a split ring and returns them (virtio 1.2 §2.7).
+ * The virtqueue engine: takes requests from a ring and returns them. Here is the split ring (virtio
+ * 1.2 §2.7) and what both layouts share; the packed one is in virtqueue_packed.c.
  *
  * Does not know devices, interrupts or transports, and does not log: what is wrong is told by
  * -EINVAL. Owned by whoever holds the device lock; the other side of the ring is the guest's
@@ -15,21 +16,21 @@
  *   between (§2.7.7.2, §2.7.10): our used index before the driver's used_event, and our avail_event
  *   or flags before the driver's available index.
  *
- * Not offered, so not here: VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET.
+ * Not offered, so not here: VIRTIO_F_IN_ORDER, VIRTIO_F_RING_RESET.
  */
 #include "devices/virtio/virtqueue.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <linux/virtio_pci.h>
 #include <linux/virtio_ring.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "devices/virtio/virtqueue_internal.h"
+
 /* §2.7: what precedes the entries of the two rings, and their sizes. */
 #define RING_HEAD 4  /* flags, idx */
 #define RING_TAIL 2  /* used_event or avail_event, behind the entries */
-#define DESC_BYTES 16
 #define AVAIL_ENTRY_BYTES 2
 #define USED_ENTRY_BYTES 8
 #define RING_FLAGS 0
@@ -96,6 +97,12 @@ void virtqueue_reset(struct virtqueue *vq)
     vq->desc_table = NULL;
     vq->avail_ring = NULL;
     vq->used_ring = NULL;
+    packed_reset(vq);
+}
+
+void virtqueue_fini(struct virtqueue *vq)
+{
+    packed_reset(vq);
 }
 
 static uint64_t avail_bytes(uint16_t size)
@@ -108,7 +115,7 @@ static uint64_t used_bytes(uint16_t size)
     return RING_HEAD + (uint64_t)size * USED_ENTRY_BYTES + RING_TAIL;
 }
 
-int virtqueue_check(const struct virtqueue *vq, const struct virtqueue_state *st)
+static int split_check(const struct virtqueue *vq, const struct virtqueue_state *st)
 {
     uint16_t size = st->size;
 
@@ -127,39 +134,51 @@ int virtqueue_check(const struct virtqueue *vq, const struct virtqueue_state *st
     return 0;
 }
 
-int virtqueue_enable(struct virtqueue *vq, bool event_idx, bool indirect)
+int virtqueue_check(const struct virtqueue *vq, const struct virtqueue_state *st, bool packed)
+{
+    return packed ? packed_check(vq, st) : split_check(vq, st);
+}
+
+static void split_enable(struct virtqueue *vq)
 {
     struct virtqueue_state *st = &vq->st;
 
-    if (virtqueue_check(vq, st) != 0) {
-        st->enabled = false;
-        return -EINVAL;
-    }
     vq->desc_table = memory_at(vq->mem, st->desc, (uint64_t)st->size * DESC_BYTES);
     vq->avail_ring = memory_at(vq->mem, st->driver, avail_bytes(st->size));
     vq->used_ring = memory_at(vq->mem, st->device, used_bytes(st->size));
+}
+
+static int enable(struct virtqueue *vq, bool event_idx, bool indirect, bool packed)
+{
+    int err = virtqueue_check(vq, &vq->st, packed);
+
+    if (!err && packed)
+        err = packed_enable(vq);
+    vq->st.enabled = !err;
+    if (err)
+        return err;
+    if (!packed)
+        split_enable(vq);
+    vq->packed = packed;
     vq->event_idx = event_idx;
     vq->indirect = indirect;
     vq->broken = false;
     vq->kicks_wanted = true;
     vq->avail_event_valid = false;
-    st->enabled = true;
     return 0;
 }
 
+int virtqueue_enable(struct virtqueue *vq, bool event_idx, bool indirect)
+{
+    return enable(vq, event_idx, indirect, false);
+}
+
+int virtqueue_enable_packed(struct virtqueue *vq, bool event_idx, bool indirect)
+{
+    return enable(vq, event_idx, indirect, true);
+}
+
 /* ---- the rings' fields: 16-bit, aligned, shared with the guest ---- */
-
-static uint16_t load_u16(const void *base, size_t offset)
-{
-    return le16toh(__atomic_load_n((const uint16_t *)((const uint8_t *)base + offset),
-                                   __ATOMIC_RELAXED));
-}
-
-static uint16_t load_u16_acquire(const void *base, size_t offset)
-{
-    return le16toh(__atomic_load_n((const uint16_t *)((const uint8_t *)base + offset),
-                                   __ATOMIC_ACQUIRE));
-}
 
 /* Writes a field of the used ring and marks it dirty. */
 static void store_used_u16(struct virtqueue *vq, size_t offset, uint16_t value, int order)
@@ -185,14 +204,6 @@ static size_t used_event_offset(const struct virtqueue *vq)
 }
 
 /* ---- taking requests ---- */
-
-/* One descriptor, in the host's byte order. */
-struct piece {
-    gpa_t gpa;
-    uint32_t length;
-    uint16_t flags;
-    uint16_t next;
-};
 
 /* Copies a descriptor once: behind the barrier the compiler knows nothing of where it came from,
  * so it cannot read a field from the guest's memory a second time. An indirect table may stand at
@@ -220,7 +231,8 @@ struct walk {
     bool in_indirect;
 };
 
-static int add_piece(struct virtqueue *vq, struct virtqueue_chain *chain, const struct piece *p)
+int virtqueue_add_piece(struct virtqueue *vq, struct virtqueue_chain *chain,
+                        const struct piece *p)
 {
     bool writable = p->flags & VRING_DESC_F_WRITE;
     unsigned n = chain->n_readable + chain->n_writable;
@@ -290,7 +302,7 @@ static int walk_chain(struct virtqueue *vq, struct virtqueue_chain *chain)
                 return err;
             continue;
         }
-        err = add_piece(vq, chain, &p);
+        err = virtqueue_add_piece(vq, chain, &p);
         if (err || !(p.flags & VRING_DESC_F_NEXT))
             return err;
         walk.index = p.next;
@@ -304,10 +316,10 @@ static int walk_chain(struct virtqueue *vq, struct virtqueue_chain *chain)
  */
 static int count_waiting(struct virtqueue *vq)
 {
-    uint16_t waiting = load_u16_acquire(vq->avail_ring, RING_IDX) - vq->st.last_avail;
+    uint16_t waiting = virtqueue_load_acquire(vq->avail_ring, RING_IDX) - vq->st.last_avail;
 
     if (waiting == 0 && vq->kicks_wanted && virtqueue_enable_kicks(vq))
-        waiting = load_u16_acquire(vq->avail_ring, RING_IDX) - vq->st.last_avail;
+        waiting = virtqueue_load_acquire(vq->avail_ring, RING_IDX) - vq->st.last_avail;
     return waiting > vq->st.size ? -EINVAL : waiting;
 }
 
@@ -319,11 +331,8 @@ static int pop_checked(struct virtqueue *vq, struct virtqueue_chain *chain)
 
     if (waiting <= 0)
         return waiting;
-    chain->n_readable = 0;
-    chain->n_writable = 0;
-    chain->readable_bytes = 0;
-    chain->writable_bytes = 0;
-    chain->head = load_u16(vq->avail_ring, RING_HEAD + slot * AVAIL_ENTRY_BYTES);
+    virtqueue_chain_clear(chain);
+    chain->head = virtqueue_load(vq->avail_ring, RING_HEAD + slot * AVAIL_ENTRY_BYTES);
     err = walk_chain(vq, chain); /* a head outside the table fails there */
     if (err)
         return err;
@@ -339,7 +348,7 @@ int virtqueue_pop(struct virtqueue *vq, struct virtqueue_chain *chain)
         return 0;
     if (vq->broken)
         return -EINVAL;
-    got = pop_checked(vq, chain);
+    got = vq->packed ? packed_pop(vq, chain) : pop_checked(vq, chain);
     if (got < 0)
         vq->broken = true;
     return got;
@@ -347,7 +356,11 @@ int virtqueue_pop(struct virtqueue *vq, struct virtqueue_chain *chain)
 
 void virtqueue_unpop(struct virtqueue *vq)
 {
-    if (vq->st.enabled)
+    if (!vq->st.enabled)
+        return;
+    if (vq->packed)
+        packed_unpop(vq);
+    else
         vq->st.last_avail--;
 }
 
@@ -355,7 +368,9 @@ bool virtqueue_pending(struct virtqueue *vq)
 {
     if (!vq->st.enabled || vq->broken)
         return false;
-    return load_u16_acquire(vq->avail_ring, RING_IDX) != vq->st.last_avail;
+    if (vq->packed)
+        return packed_pending(vq);
+    return virtqueue_load_acquire(vq->avail_ring, RING_IDX) != vq->st.last_avail;
 }
 
 /* ---- returning requests ---- */
@@ -368,6 +383,10 @@ void virtqueue_fill(struct virtqueue *vq, uint16_t head, uint32_t written, uint1
 
     if (!vq->st.enabled)
         return; /* the driver reset the queue while the request was in flight */
+    if (vq->packed) {
+        packed_fill(vq, head, written, ahead);
+        return;
+    }
     slot = (uint16_t)(vq->st.used_idx + ahead) & (vq->st.size - 1u);
     offset = RING_HEAD + (size_t)slot * USED_ENTRY_BYTES;
     memcpy((uint8_t *)vq->used_ring + offset, &element, sizeof(element));
@@ -380,6 +399,10 @@ void virtqueue_flush(struct virtqueue *vq, uint16_t count)
 
     if (!vq->st.enabled)
         return;
+    if (vq->packed) {
+        packed_flush(vq, count);
+        return;
+    }
     /* When more were returned than 16 bits count since the driver was last asked, the difference
      * says nothing any more and the driver gets its interrupt. */
     unasked = vq->st.used_idx - vq->st.signalled_used;
@@ -417,6 +440,8 @@ bool virtqueue_wants_interrupt(struct virtqueue *vq)
     uint16_t before = vq->st.signalled_used;
     bool valid = vq->st.signalled_valid;
 
+    if (vq->st.enabled && vq->packed)
+        return packed_wants_interrupt(vq);
     if (!vq->st.enabled || (valid && now == before))
         return false;
     vq->st.signalled_used = now;
@@ -425,14 +450,18 @@ bool virtqueue_wants_interrupt(struct virtqueue *vq)
      * then looks at the index once more. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!vq->event_idx)
-        return !(load_u16(vq->avail_ring, RING_FLAGS) & VRING_AVAIL_F_NO_INTERRUPT);
-    return !valid || vring_need_event(load_u16(vq->avail_ring, used_event_offset(vq)), now, before);
+        return !(virtqueue_load(vq->avail_ring, RING_FLAGS) & VRING_AVAIL_F_NO_INTERRUPT);
+    return !valid || vring_need_event(virtqueue_load(vq->avail_ring, used_event_offset(vq)), now, before);
 }
 
 void virtqueue_disable_kicks(struct virtqueue *vq)
 {
     if (!vq->st.enabled || !vq->kicks_wanted)
         return;
+    if (vq->packed) {
+        packed_disable_kicks(vq);
+        return;
+    }
     vq->kicks_wanted = false;
     /* With the event index there is nothing to write: avail_event stays behind (§2.7.10.2). */
     if (!vq->event_idx)
@@ -445,6 +474,8 @@ bool virtqueue_enable_kicks(struct virtqueue *vq)
 
     if (!vq->st.enabled || vq->broken)
         return false;
+    if (vq->packed)
+        return packed_enable_kicks(vq);
     if (vq->event_idx) {
         if (!vq->avail_event_valid || vq->avail_event != vq->st.last_avail) {
             store_used_u16(vq, avail_event_offset(vq), vq->st.last_avail, __ATOMIC_RELAXED);

@@ -1,6 +1,6 @@
 /*
- * The virtqueue engine: the device's side of a split ring (virtio 1.2 §2.7), with indirect
- * descriptors (§2.7.5.3) and event index (§2.7.10).
+ * The virtqueue engine: the device's side of a split ring (virtio 1.2 §2.7) or a packed one (§2.8),
+ * with indirect descriptors (§2.7.5.3, §2.8.7) and event index (§2.7.10, §2.8.10).
  *
  * The guest is the adversary. A descriptor is copied once, then validated; a device sees only a
  * chain whose every piece is RAM, readable pieces before writable ones (§2.7.4.2), at most
@@ -28,6 +28,7 @@ struct virtqueue_state {
     bool enabled;
     uint16_t msix_vector; /* VIRTIO_MSI_NO_VECTOR: none */
     uint64_t desc, driver, device; /* guest physical addresses of the three areas */
+    /* In a packed ring these are places in it, with the wrap counter, inverted, in bit 15. */
     uint16_t last_avail;  /* next entry of the available ring to look at */
     uint16_t used_idx;    /* next entry of the used ring to write */
     uint16_t signalled_used; /* used_idx when the driver was last asked about an interrupt */
@@ -39,6 +40,7 @@ struct virtqueue {
     struct virtqueue_state st;
     uint16_t max_size;         /* what the device offers; a power of two */
     bool event_idx, indirect;  /* negotiated */
+    bool packed;               /* likewise, once enabled */
     bool broken;
     struct guest_memory *mem;  /* borrowed */
     /* internal: host addresses of the three areas, translated and checked when enabled */
@@ -48,11 +50,12 @@ struct virtqueue {
     bool kicks_wanted;       /* by virtqueue_enable_kicks(); so from the start */
     bool avail_event_valid;  /* our wish was written to the used ring since the queue was enabled, */
     uint16_t avail_event;    /* ... and with the event index it was this */
+    struct packed_ring *packed_ring; /* owns */
 };
 
 /* One request: its readable pieces, then its writable ones, in iov[]; gpa[] runs beside it. */
 struct virtqueue_chain {
-    uint16_t head;
+    uint16_t head; /* names it when it is returned */
     unsigned n_readable, n_writable;
     uint64_t readable_bytes, writable_bytes;
     struct iovec *iov; /* n_readable + n_writable of them, the readable first */
@@ -65,6 +68,7 @@ int virtqueue_chain_init(struct virtqueue_chain *chain, unsigned capacity);
 void virtqueue_chain_fini(struct virtqueue_chain *chain);
 
 void virtqueue_init(struct virtqueue *vq, struct guest_memory *mem, uint16_t max_size);
+void virtqueue_fini(struct virtqueue *vq);
 void virtqueue_reset(struct virtqueue *vq);
 
 /*
@@ -72,8 +76,10 @@ void virtqueue_reset(struct virtqueue *vq);
  * that all three areas are RAM. -EINVAL otherwise, and the queue stays disabled.
  */
 int virtqueue_enable(struct virtqueue *vq, bool event_idx, bool indirect);
+/* The same for a packed ring, of any size up to max_size. Also -ENOMEM. */
+int virtqueue_enable_packed(struct virtqueue *vq, bool event_idx, bool indirect);
 /* The same tests on a state that is to be loaded and says `enabled`; changes nothing. 0, -EINVAL. */
-int virtqueue_check(const struct virtqueue *vq, const struct virtqueue_state *st);
+int virtqueue_check(const struct virtqueue *vq, const struct virtqueue_state *st, bool packed);
 
 /*
  * 1: *chain holds the next request; 0: none waits, or the queue is not enabled; -EINVAL: broken

@@ -109,7 +109,9 @@ void fuzz_guest_start(struct fuzz_guest *guest, uint64_t features, unsigned queu
     device_unlock(&guest->env);
     FUZZ_CHECK(loop_run_until(guest->env.loop, is_reset, guest, DEADLINE_NS) == 0);
     guest->queue_size = queue_size;
-    features = (features & virtio_offered(vdev)) | 1ull << VIRTIO_F_VERSION_1;
+    /* The rings here are split ones; a target of its own has the others. */
+    features &= virtio_offered(vdev) & ~(1ull << VIRTIO_F_RING_PACKED);
+    features |= 1ull << VIRTIO_F_VERSION_1;
     device_lock(&guest->env);
     virtio_set_status(vdev, status);
     virtio_set_driver_features(vdev, 0, (uint32_t)features);

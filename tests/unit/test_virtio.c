@@ -70,7 +70,7 @@ Test(virtio, offers_the_classs_features_and_the_engines)
     cr_assert_eq(virtio_offered(vdev),
                  1ull << FAKE_CLASS_FEATURE_A | 1ull << FAKE_CLASS_FEATURE_B |
                      1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_EVENT_IDX |
-                     1ull << VIRTIO_RING_F_INDIRECT_DESC);
+                     1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_F_RING_PACKED);
 }
 
 Test(virtio, goes_through_the_status_bits_as_a_driver_sets_them)

@@ -279,7 +279,8 @@ Test(virtio_pci, offers_its_features_word_by_word)
                      1u << VIRTIO_RING_F_EVENT_IDX);
     put(VIRTIO_PCI_COMMON_DFSELECT, 4, 1);
     cr_assert_eq(get(VIRTIO_PCI_COMMON_DF, 4),
-                 1u << (FAKE_CLASS_FEATURE_B - 32) | 1u << (VIRTIO_F_VERSION_1 - 32));
+                 1u << (FAKE_CLASS_FEATURE_B - 32) | 1u << (VIRTIO_F_VERSION_1 - 32) |
+                     1u << (VIRTIO_F_RING_PACKED - 32));
     put(VIRTIO_PCI_COMMON_DFSELECT, 4, 2);
     cr_assert_eq(get(VIRTIO_PCI_COMMON_DF, 4), 0);
     put(VIRTIO_PCI_COMMON_DFSELECT, 4, UINT32_MAX);

@@ -186,11 +186,11 @@ Test(virtqueue, a_state_with_more_in_flight_than_the_ring_holds_is_refused)
 
     st.last_avail = 10;
     st.used_idx = (uint16_t)(10 - SIZE);
-    cr_assert_eq(virtqueue_check(&vq, &st), 0);
+    cr_assert_eq(virtqueue_check(&vq, &st, false), 0);
     st.used_idx--;
-    cr_assert_eq(virtqueue_check(&vq, &st), -EINVAL);
+    cr_assert_eq(virtqueue_check(&vq, &st, false), -EINVAL);
     st.used_idx = 11;
-    cr_assert_eq(virtqueue_check(&vq, &st), -EINVAL);
+    cr_assert_eq(virtqueue_check(&vq, &st, false), -EINVAL);
 }
 
 /* ---- taking ---- */
@@ -825,7 +825,7 @@ Test(virtqueue, goes_on_in_the_middle_of_the_ring_after_save_and_load)
     in = (struct state_reader){.data = buffer.data, .length = buffer.length};
     cr_assert_eq(state_load(&virtqueue_state_desc, &other.st, &in), 0);
     state_buffer_fini(&buffer);
-    cr_assert_eq(virtqueue_check(&other, &other.st), 0);
+    cr_assert_eq(virtqueue_check(&other, &other.st, false), 0);
     cr_assert_eq(virtqueue_enable(&other, true, true), 0);
     vq = other;
     add_one();

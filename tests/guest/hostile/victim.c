@@ -73,7 +73,8 @@ bool victim_open(void)
 
 bool victim_prepare(uint64_t features)
 {
-    return virtio_negotiate(&victim.device, features);
+    /* The rings here are split ones. */
+    return virtio_negotiate(&victim.device, features & ~VIRTIO_F_RING_PACKED);
 }
 
 bool victim_start(uint64_t features)

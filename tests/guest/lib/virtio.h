@@ -29,6 +29,7 @@
 #define VIRTIO_F_INDIRECT_DESC (1ull << 28)
 #define VIRTIO_F_EVENT_IDX     (1ull << 29)
 #define VIRTIO_F_VERSION_1     (1ull << 32)
+#define VIRTIO_F_RING_PACKED   (1ull << 34)
 
 /* struct virtio_pci_common_cfg, 4.1.4.3 */
 #define COMMON_DEVICE_FEATURE_SELECT 0x00
