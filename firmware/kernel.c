@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -204,6 +205,43 @@ static int open_files(struct kernel_image *image, const struct boot_config *conf
     return kernel_file_read(&image->kernel, image->head, image->head_length, 0);
 }
 
+/* Whether the image is a Linux: a bzImage is, and an ELF has the banner of its version in it. */
+static int find_linux(const struct kernel_image *image, bool *found)
+{
+    static const char banner[] = "Linux version ";
+    const size_t block = 256 * 1024, overlap = sizeof(banner) - 2;
+    uint8_t *buffer = malloc(block);
+    int err = buffer ? 0 : -ENOMEM;
+
+    *found = image->head_length > 0x206 && memcmp(image->head + 0x202, "HdrS", 4) == 0;
+    for (uint64_t at = 0; !err && !*found && at < image->kernel.size; at += block - overlap) {
+        uint64_t n = image->kernel.size - at < block ? image->kernel.size - at : block;
+
+        err = kernel_file_read(&image->kernel, buffer, n, at);
+        *found = !err && memmem(buffer, n, banner, sizeof(banner) - 1) != NULL;
+        if (n < block)
+            break;
+    }
+    free(buffer);
+    return err;
+}
+
+static int add_options(struct kernel_image *image, const char *options)
+{
+    bool is_linux = false;
+    char *both;
+    int err = find_linux(image, &is_linux);
+
+    if (err || !is_linux)
+        return err;
+    if (asprintf(&both, "%s%s%s", options, *image->cmdline ? " " : "", image->cmdline) < 0)
+        return -ENOMEM;
+    free(image->cmdline);
+    image->cmdline = both;
+    log_info("kernel %s: its options are: %s", image->kernel.path, both);
+    return 0;
+}
+
 int kernel_open(struct kernel_image **out, const struct boot_config *config)
 {
     struct kernel_image *image = calloc(1, sizeof(*image));
@@ -223,6 +261,8 @@ int kernel_open(struct kernel_image **out, const struct boot_config *config)
         log_not_a_kernel(image);
         err = -ENOEXEC;
     }
+    if (!err && config->linux_options)
+        err = add_options(image, config->linux_options);
     if (err)
         goto close;
     *out = image;

@@ -26,6 +26,7 @@ struct boot_config {
     const char *kernel_path;
     const char *initrd_path; /* or NULL */
     const char *cmdline;     /* or NULL, as "" */
+    const char *linux_options; /* put before it if the kernel is a Linux; or NULL */
     enum decompress_mode decompress;
 };
 

@@ -15,6 +15,7 @@
 
 struct arch_vm;
 struct arch_vcpu;
+struct guest_memory;
 struct vcpu;
 
 /* A capability of KVM that the VMM uses. */
@@ -38,9 +39,10 @@ unsigned arch_irq_routes(struct kvm_irq_routing_entry *entries, unsigned max);
 #define ARCH_MAX_LINES 64
 
 /* What a vCPU is at power-on: CPUID and the like for vCPU `index` of `count`; remembers the state in
- * which KVM made it. *out is owned by the caller. */
+ * which KVM made it. With `assist`, the guest's memory (borrowed), what this host's KVM leaves undone
+ * of kernel code is completed here; NULL on one that leaves nothing. *out is owned by the caller. */
 int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned index,
-                     unsigned count);
+                     unsigned count, struct guest_memory *assist);
 void arch_vcpu_destroy(struct arch_vcpu *acpu);
 /* Back to power-on state. On the vCPU's own thread or while it is parked. */
 int arch_vcpu_reset(struct arch_vcpu *acpu);
@@ -56,9 +58,15 @@ int arch_vcpu_compare(struct arch_vcpu *acpu, struct state_reader *in, char *mis
 int arch_vm_save(int vm_fd, struct state_buffer *out);
 int arch_vm_load(int vm_fd, struct state_reader *in);
 
+/* Before the first vCPU that is to be created with `assist`. */
+int arch_vm_assist(int kvm_fd, int vm_fd);
+/* What such a VM's Linux is told: to keep from what is slow or fails there. */
+extern const char arch_assist_options[];
+
 /* Emulates one exit that is the architecture's own (KVM_EXIT_IO on x86). 0 when done, -ENOSYS when
- * it knows none such. vCPU thread, device lock not held. */
-int arch_vcpu_exit(struct vcpu *vcpu, struct kvm_run *run);
+ * it knows none such, -ENOTSUP when it cannot complete an instruction, another negative errno of
+ * KVM's, logged. vCPU thread, device lock not held. */
+int arch_vcpu_exit(struct arch_vcpu *acpu, struct vcpu *vcpu, struct kvm_run *run);
 /* The vCPU was parked and is about to run on: the time it lost is no lock-up of the guest's. Parked. */
 void arch_vcpu_resuming(int vcpu_fd);
 /* The instruction pointer, for messages about a crash; 0 when it cannot be had. */

@@ -9,6 +9,7 @@
 #include "vmm/machine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,9 +21,11 @@
 #include "devices/virtio/console.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
+#include "vmm/arch.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
+#include "vmm/probe.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop_thread.h"
@@ -180,6 +183,20 @@ static int build_memory(struct machine *m)
     return memory_create(&m->mem, &config);
 }
 
+/* Where there is no KVM to ask, vm_create() says so later. */
+static bool kvm_emulates_kernels(void)
+{
+    struct kvm_traits traits = {0};
+    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+    if (fd < 0)
+        return false;
+    if (kvm_probe(fd, &traits) < 0)
+        traits.emulates_kernel = false;
+    close(fd);
+    return traits.emulates_kernel;
+}
+
 static int build_kernel(struct machine *m)
 {
     struct boot_config config = {
@@ -187,6 +204,7 @@ static int build_kernel(struct machine *m)
         .initrd_path = m->config->initrd,
         .cmdline = m->config->append,
         .decompress = m->config->decompress,
+        .linux_options = m->assist ? arch_assist_options : NULL,
     };
 
     return kernel_open(&m->kernel, &config);
@@ -285,6 +303,7 @@ static int build_vcpus(struct machine *m)
     const struct vcpus_config config = {
         .vm = m->vm,
         .count = m->config->cpus,
+        .assist = m->assist ? m->mem : NULL,
         .pio = m->pio,
         .mmio = m->mmio,
         .lock = &m->lock,
@@ -327,6 +346,7 @@ static int build(struct machine *m, int (*const steps[])(struct machine *), size
 {
     int err = process_add_guest(m->process, m);
 
+    m->assist = kvm_emulates_kernels();
     for (size_t i = 0; !err && i < n; i++)
         err = steps[i](m);
     if (err)

@@ -43,6 +43,7 @@ struct machine {
     struct control *control;             /* NULL: there is no folder for its socket */
     char label[CONTROL_NAME_MAX + 3];    /* "NAME: " before messages where there are several guests */
     struct device_env env;               /* what is handed to each device */
+    bool assist;                         /* KVM emulates kernel code: vCPUs and kernel need help */
 
     /* Borrowed while a saved guest is being restored; else NULL. */
     const struct snapshot *snapshot;

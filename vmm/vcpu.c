@@ -194,9 +194,6 @@ static void handle_exit(struct vcpu *vcpu)
     case KVM_EXIT_SYSTEM_EVENT:
         handle_system_event(vcpu);
         return;
-    case KVM_EXIT_INTERNAL_ERROR:
-        fail_internal_error(vcpu);
-        return;
     case KVM_EXIT_FAIL_ENTRY:
         snprintf(detail, sizeof(detail), "vCPU %u: the processor refuses to enter the guest, "
                  "reason %#llx", vcpu->index,
@@ -204,8 +201,12 @@ static void handle_exit(struct vcpu *vcpu)
         fail(vcpu, VCPU_ERROR, detail);
         return;
     }
-    if (arch_vcpu_exit(vcpu, run) == 0)
+    if (arch_vcpu_exit(vcpu->arch, vcpu, run) == 0)
         return;
+    if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR) {
+        fail_internal_error(vcpu);
+        return;
+    }
     snprintf(detail, sizeof(detail), "vCPU %u: KVM exit %u is not known at %#llx", vcpu->index,
              run->exit_reason, (unsigned long long)arch_vcpu_ip(vcpu->fd));
     fail(vcpu, VCPU_ERROR, detail);
@@ -373,7 +374,8 @@ static int create_vcpu(struct vcpus *set, unsigned index)
     err = create_fd(vcpu, vm);
     if (err)
         return err;
-    err = arch_vcpu_create(&vcpu->arch, vm_kvm_fd(vm), vcpu->fd, index, set->config.count);
+    err = arch_vcpu_create(&vcpu->arch, vm_kvm_fd(vm), vcpu->fd, index, set->config.count,
+                           set->config.assist);
     if (err)
         return err;
     return start_thread(vcpu);
@@ -411,6 +413,8 @@ int vcpus_create(struct vcpus **out, const struct vcpus_config *config)
     init_changed(set);
     set->vcpus = calloc(config->count, sizeof(*set->vcpus));
     err = set->vcpus ? 0 : -ENOMEM;
+    if (!err && config->assist)
+        err = arch_vm_assist(vm_kvm_fd(config->vm), vm_fd(config->vm));
     for (unsigned i = 0; !err && i < config->count; i++)
         set->vcpus[i].fd = -1;
     for (unsigned i = 0; !err && i < config->count; i++)

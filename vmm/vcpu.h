@@ -17,6 +17,7 @@
 
 struct arch_vcpu;
 struct bus;
+struct guest_memory;
 struct vm;
 struct vcpu;
 struct vcpus;
@@ -32,6 +33,7 @@ enum vcpu_failure {
 struct vcpus_config {
     struct vm *vm;         /* borrowed */
     unsigned count;
+    struct guest_memory *assist; /* borrowed; see arch_vcpu_create(). NULL: no vCPU needs help */
     struct bus *pio, *mmio;
     pthread_mutex_t *lock; /* the device lock */
     /* On the vCPU's thread, once per failure; the vCPU parks after it. `detail` is for the log. */

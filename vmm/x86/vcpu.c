@@ -18,6 +18,7 @@
 #include "vmm/arch.h"
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
+#include "vmm/x86/assist.h"
 #include "vmm/x86/vcpu_state.h"
 #include "vmm/x86/x86.h"
 
@@ -41,6 +42,7 @@
 struct arch_vcpu {
     int kvm_fd; /* borrowed */
     int fd;     /* borrowed */
+    struct x86_assist *assist; /* owns; NULL where KVM needs none */
     struct x86_vcpu_state power_on;
 };
 
@@ -88,7 +90,7 @@ static void set_optional_msr(int vcpu_fd, uint32_t index, uint64_t value)
 }
 
 int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned index,
-                     unsigned count)
+                     unsigned count, struct guest_memory *assist)
 {
     struct arch_vcpu *acpu;
     int err = set_cpuid(kvm_fd, vcpu_fd, index, count);
@@ -104,6 +106,8 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
     set_optional_msr(vcpu_fd, MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRINGS);
     set_optional_msr(vcpu_fd, MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK);
     err = x86_vcpu_state_read(kvm_fd, vcpu_fd, &acpu->power_on);
+    if (!err && assist)
+        err = x86_assist_create(&acpu->assist, vcpu_fd, assist);
     if (err) {
         arch_vcpu_destroy(acpu);
         return err;
@@ -114,12 +118,22 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
 
 void arch_vcpu_destroy(struct arch_vcpu *acpu)
 {
+    if (!acpu)
+        return;
+    x86_assist_destroy(acpu->assist);
     free(acpu);
+}
+
+static int write_state(struct arch_vcpu *acpu, const struct x86_vcpu_state *state)
+{
+    int err = x86_vcpu_state_write(acpu->kvm_fd, acpu->fd, state);
+
+    return !err && acpu->assist ? x86_assist_refresh(acpu->assist) : err;
 }
 
 int arch_vcpu_reset(struct arch_vcpu *acpu)
 {
-    return x86_vcpu_state_write(acpu->kvm_fd, acpu->fd, &acpu->power_on);
+    return write_state(acpu, &acpu->power_on);
 }
 
 /* ---- saving ---- */
@@ -193,7 +207,7 @@ int arch_vcpu_load(struct arch_vcpu *acpu, struct state_reader *in)
     if (!err)
         err = check_tsc(acpu, state->tsc_khz);
     if (!err)
-        err = x86_vcpu_state_write(acpu->kvm_fd, acpu->fd, state);
+        err = write_state(acpu, state);
     free(state);
     return err;
 }
@@ -330,10 +344,16 @@ static void handle_port_io(struct vcpu *vcpu, struct kvm_run *run)
                  run->io.direction == KVM_EXIT_IO_OUT);
 }
 
-int arch_vcpu_exit(struct vcpu *vcpu, struct kvm_run *run)
+int arch_vcpu_exit(struct arch_vcpu *acpu, struct vcpu *vcpu, struct kvm_run *run)
 {
-    if (run->exit_reason != KVM_EXIT_IO)
-        return -ENOSYS;
-    handle_port_io(vcpu, run);
-    return 0;
+    if (run->exit_reason == KVM_EXIT_IO) {
+        handle_port_io(vcpu, run);
+        return 0;
+    }
+    return acpu->assist ? x86_assist_exit(acpu->assist, run) : -ENOSYS;
+}
+
+int arch_vm_assist(int kvm_fd, int vm_fd)
+{
+    return x86_assist_prepare(kvm_fd, vm_fd);
 }

@@ -1,0 +1,223 @@
+/*
+ * The repair of SYSCALL; see the header for what is wrong with it.
+ *
+ * Where the handler is, the IDT says at the moment when LSTAR is written, and again whenever this
+ * code runs: a guest that moves it afterwards is followed at its next exit to here. The
+ * breakpoint belongs to KVM's debugging interface, so the guest's own debug registers stay as they
+ * are, and its own breakpoints hit. What a user's program could forge, a jump to LSTAR's address,
+ * gains it nothing: RCX must stand behind a SYSCALL instruction, and the flags are taken from the
+ * fault's frame, not from R11. SYSCALL from 32-bit code needs no repair: KVM emulates it wholly.
+ *
+ * The vCPU's thread; no locks. Texts: Intel SDM volume 2B, SYSCALL; volume 3A §6.14 (frames);
+ * the kernel's Documentation/virt/kvm/api.rst §4.87 KVM_SET_GUEST_DEBUG, §4.126
+ * KVM_X86_SET_MSR_FILTER.
+ */
+#include "vmm/x86/syscall.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "vmm/util/log.h"
+#include "vmm/x86/emulate.h"
+
+#define MSR_STAR 0xC0000081u
+#define MSR_LSTAR 0xC0000082u
+#define MSR_SFMASK 0xC0000084u
+#define N_MSRS 4u /* from STAR on; CSTAR, in between, is let through */
+#define EFER_SCE 1ull
+
+#define DR7_EXECUTE_0 0x402ull /* breakpoint 0, on execution, for all tasks; bit 10 is always set */
+#define GATE_PRESENT (1ull << 47)
+#define CODE64 11
+#define DATA 3
+
+/* What a fault with an error code pushes. */
+struct frame {
+    uint64_t error, rip, cs, rflags, rsp, ss;
+};
+
+static int fail(const char *what)
+{
+    int err = -errno;
+
+    log_error("vCPU: %s: %s", what, strerror(-err));
+    return err;
+}
+
+int x86_msr_read(int vcpu_fd, uint32_t index, uint64_t *value)
+{
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry;
+    } one = {.head.nmsrs = 1, .entry.index = index};
+
+    if (ioctl(vcpu_fd, KVM_GET_MSRS, &one) != 1)
+        return -EIO;
+    *value = one.entry.data;
+    return 0;
+}
+
+static int write_msr(int vcpu_fd, uint32_t index, uint64_t value)
+{
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry;
+    } one = {.head.nmsrs = 1, .entry = {.index = index, .data = value}};
+
+    return ioctl(vcpu_fd, KVM_SET_MSRS, &one) == 1 ? 0 : -EIO;
+}
+
+int x86_syscall_prepare(int kvm_fd, int vm_fd)
+{
+    uint8_t allowed = 1u << (0xC0000083u - MSR_STAR); /* CSTAR */
+    struct kvm_enable_cap exits = {.cap = KVM_CAP_X86_USER_SPACE_MSR,
+                                   .args = {KVM_MSR_EXIT_REASON_FILTER}};
+    struct kvm_msr_filter filter = {
+        .flags = KVM_MSR_FILTER_DEFAULT_ALLOW,
+        .ranges = {{.flags = KVM_MSR_FILTER_WRITE, .nmsrs = N_MSRS, .base = MSR_STAR,
+                    .bitmap = &allowed}},
+    };
+
+    if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_USER_SPACE_MSR) <= 0 ||
+        ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_MSR_FILTER) <= 0) {
+        log_error("this host's KVM enters SYSCALL wrongly, and cannot tell when the guest sets it up");
+        return -EOPNOTSUPP;
+    }
+    if (ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
+        return fail("KVM_CAP_X86_USER_SPACE_MSR");
+    if (ioctl(vm_fd, KVM_X86_SET_MSR_FILTER, &filter) < 0)
+        return fail("KVM_X86_SET_MSR_FILTER");
+    return 0;
+}
+
+static int set_breakpoint(int vcpu_fd, uint64_t address)
+{
+    struct kvm_guest_debug debug = {0};
+
+    if (address) {
+        debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+        debug.arch.debugreg[0] = address;
+        debug.arch.debugreg[7] = DR7_EXECUTE_0;
+    }
+    return ioctl(vcpu_fd, KVM_SET_GUEST_DEBUG, &debug) < 0 ? fail("KVM_SET_GUEST_DEBUG") : 0;
+}
+
+/* The page-fault gate's target; 0 when there is none yet. */
+static uint64_t find_handler(struct x86_emu *emu)
+{
+    uint64_t gate[2];
+
+    if (!(emu->sregs.efer & X86_EFER_LMA) || emu->sregs.idt.limit < X86_VECTOR_PF * 16 + 15 ||
+        x86_emu_read(emu, emu->sregs.idt.base + X86_VECTOR_PF * 16, gate, sizeof(gate),
+                     X86_READ | X86_SYSTEM) != X86_EMU_DONE ||
+        !(gate[0] & GATE_PRESENT))
+        return 0;
+    return (gate[0] & 0xFFFF) | (gate[0] >> 32 & 0xFFFF0000) | gate[1] << 32;
+}
+
+/* Moves the breakpoint to where it must be. emu->sregs are loaded. */
+static int arm(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
+{
+    uint64_t handler = s->lstar ? find_handler(emu) : 0;
+    int err;
+
+    if (handler == s->handler && !s->stepping)
+        return 0;
+    err = set_breakpoint(vcpu_fd, handler);
+    if (err)
+        return err;
+    s->handler = handler;
+    s->stepping = false;
+    return 0;
+}
+
+int x86_syscall_refresh(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
+{
+    if (x86_msr_read(vcpu_fd, MSR_STAR, &s->star) < 0 ||
+        x86_msr_read(vcpu_fd, MSR_LSTAR, &s->lstar) < 0 ||
+        x86_msr_read(vcpu_fd, MSR_SFMASK, &s->sfmask) < 0)
+        return fail("cannot read SYSCALL's MSRs");
+    return arm(s, vcpu_fd, emu);
+}
+
+int x86_syscall_follow(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
+{
+    return s->stepping ? 0 : arm(s, vcpu_fd, emu);
+}
+
+int x86_syscall_msr_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu,
+                         struct kvm_run *run)
+{
+    uint32_t index = run->msr.index;
+
+    if (index != MSR_STAR && index != MSR_LSTAR && index != MSR_SFMASK)
+        return -ENOSYS;
+    run->msr.error = write_msr(vcpu_fd, index, run->msr.data) < 0; /* 1: #GP into the guest */
+    return x86_syscall_refresh(s, vcpu_fd, emu);
+}
+
+/* ---- the entry ---- */
+
+/* Whether the frame is of a fetch from LSTAR by 64-bit user code that a SYSCALL has sent there. */
+static bool is_syscall(const struct x86_syscall *s, struct x86_emu *emu, const struct frame *frame)
+{
+    const uint64_t must = X86_PF_USER, may = X86_PF_PRESENT | X86_PF_USER | X86_PF_FETCH;
+    uint8_t before[2];
+
+    if (!s->lstar || !(emu->sregs.efer & EFER_SCE) || frame->rip != s->lstar ||
+        emu->sregs.cr2 != s->lstar || (frame->cs & 3) != 3 || (frame->error & ~may) ||
+        (frame->error & must) != must)
+        return false;
+    return x86_emu_read(emu, emu->regs.rcx - 2, before, sizeof(before), X86_READ | X86_AS_USER) ==
+               X86_EMU_DONE &&
+           before[0] == 0x0F && before[1] == 0x05;
+}
+
+static struct kvm_segment flat(uint16_t selector, uint8_t type)
+{
+    return (struct kvm_segment){
+        .limit = UINT32_MAX, .selector = selector, .type = type, .present = 1, .s = 1, .g = 1,
+        .l = type == CODE64, .db = type != CODE64};
+}
+
+bool x86_syscall_repair(const struct x86_syscall *s, struct x86_emu *emu)
+{
+    uint16_t selector = (uint16_t)(s->star >> 32);
+    struct frame frame;
+
+    if (x86_emu_read(emu, emu->regs.rsp, &frame, sizeof(frame), X86_READ | X86_SYSTEM) !=
+            X86_EMU_DONE ||
+        !is_syscall(s, emu, &frame))
+        return false;
+    emu->regs.r11 = frame.rflags & ~X86_FLAG_RF;
+    emu->regs.rflags = (emu->regs.r11 & ~s->sfmask) | 2;
+    emu->regs.rip = s->lstar;
+    emu->regs.rsp = frame.rsp;
+    emu->sregs.cs = flat(selector & 0xFFFC, CODE64);
+    emu->sregs.ss = flat((uint16_t)(selector + 8), DATA);
+    emu->sregs_changed = true;
+    return true;
+}
+
+/* ---- the breakpoint ---- */
+
+int x86_syscall_debug_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
+{
+    if (s->stepping) {
+        int err = arm(s, vcpu_fd, emu);
+
+        return err ? err : X86_SYSCALL_STEPPED;
+    }
+    return x86_syscall_repair(s, emu) ? X86_SYSCALL_ENTERED : X86_SYSCALL_OTHER;
+}
+
+int x86_syscall_step(struct x86_syscall *s, int vcpu_fd)
+{
+    struct kvm_guest_debug debug = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP};
+
+    if (ioctl(vcpu_fd, KVM_SET_GUEST_DEBUG, &debug) < 0)
+        return fail("KVM_SET_GUEST_DEBUG");
+    s->stepping = true;
+    return 0;
+}

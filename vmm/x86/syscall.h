@@ -1,0 +1,59 @@
+/*
+ * SYSCALL from 64-bit user code, on a KVM that enters it only by half: RIP, RCX and R11 are set, but
+ * the privilege and the segments stay the user's, so that the kernel's first instruction cannot be
+ * fetched, and the guest gets a page fault.
+ *
+ * That fault is met at its handler by a breakpoint that the guest does not see, and is turned into
+ * the entry that it should have been. For vmm/x86/assist.c. The vCPU's thread, or the loop's while
+ * the vCPU is parked.
+ */
+#ifndef FERRY_X86_SYSCALL_H
+#define FERRY_X86_SYSCALL_H
+
+#include <linux/kvm.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct x86_emu;
+
+struct x86_syscall {
+    uint64_t star, lstar, sfmask;
+    uint64_t handler; /* where the breakpoint is; 0: there is none */
+    bool stepping;    /* over the handler's first instruction, the breakpoint off */
+};
+
+/* One MSR of a vCPU. 0, or -EIO when KVM does not have it. */
+int x86_msr_read(int vcpu_fd, uint32_t index, uint64_t *value);
+
+/* Has KVM tell when STAR, LSTAR or SFMASK is written. 0 or a negative errno, logged. */
+int x86_syscall_prepare(int kvm_fd, int vm_fd);
+
+/* The MSRs as they are now, and the breakpoint accordingly; emu's registers are loaded. 0 or a
+ * negative errno, logged. */
+int x86_syscall_refresh(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu);
+
+/* KVM_EXIT_X86_WRMSR. 0; -ENOSYS for another MSR; a negative errno of KVM's, logged. */
+int x86_syscall_msr_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu,
+                         struct kvm_run *run);
+
+/*
+ * Whether the registers in emu are those of a page fault's handler, entered for such a SYSCALL; then
+ * emu->regs and emu->sregs are changed to those of its entry. Pure.
+ */
+bool x86_syscall_repair(const struct x86_syscall *s, struct x86_emu *emu);
+
+/* Follows the guest's page-fault handler, should it have moved. emu's registers are loaded. */
+int x86_syscall_follow(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu);
+
+/* KVM_EXIT_DEBUG, emu's registers loaded: one of these, or a negative errno, logged. */
+enum x86_syscall_exit {
+    X86_SYSCALL_ENTERED, /* the registers in emu are those of the entry */
+    X86_SYSCALL_STEPPED, /* the step has been done */
+    X86_SYSCALL_OTHER,   /* the guest's own fault, at its handler */
+};
+int x86_syscall_debug_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu);
+
+/* Lets KVM do the handler's first instruction. 0 or a negative errno, logged. */
+int x86_syscall_step(struct x86_syscall *s, int vcpu_fd);
+
+#endif
