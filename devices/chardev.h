@@ -100,6 +100,10 @@ int chardev_stdio_create(struct chardev **out, struct loop *loop, pthread_mutex_
 int chardev_socket_create(struct chardev **out, struct loop *loop, pthread_mutex_t *lock,
                           int listen_fd);
 
+/* Copies the last bytes of the output, CHARDEV_RING_BYTES at most, and returns how many there were. Of a
+ * back end that chardev_socket_create() made, drained. Loop's thread, lock not held. */
+size_t chardev_socket_last(struct chardev *chardev, uint8_t bytes[CHARDEV_RING_BYTES]);
+
 /* For tests: nothing happens by itself, so that a test can be as slow a back end as it likes. */
 int chardev_memory_create(struct chardev **out);
 /* Takes up to n bytes of output away, returns how many. Calls `writable` when it is due. */

@@ -345,6 +345,19 @@ static const struct chardev_backend socket_backend = {
     .destroy = socket_destroy,
 };
 
+size_t chardev_socket_last(struct chardev *chardev, uint8_t bytes[CHARDEV_RING_BYTES])
+{
+    struct socket_chardev *s = (struct socket_chardev *)chardev;
+    size_t n;
+
+    lock(s);
+    n = (size_t)(s->total - oldest(s));
+    for (size_t i = 0; i < n; i++)
+        bytes[i] = s->backlog[(oldest(s) + i) % BACKLOG_BYTES];
+    unlock(s);
+    return n;
+}
+
 int chardev_socket_create(struct chardev **out, struct loop *loop, pthread_mutex_t *lock_,
                           int listen_fd)
 {

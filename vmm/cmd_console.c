@@ -4,8 +4,12 @@
  * Copies bytes between the terminal and the guest's console socket (devices/chardev_socket.c), the
  * path of which the guest's control socket tells. Main thread; no locks, and no event loop: poll(2).
  */
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
 #include <jansson.h>
+#include <limits.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -19,6 +23,7 @@
 #include "vmm/cmd.h"
 #include "vmm/terminal.h"
 #include "vmm/util/log.h"
+#include "vmm/util/rundir.h"
 
 #define ESCAPE 0x01 /* Ctrl-a */
 #define CHUNK 4096
@@ -68,14 +73,47 @@ static int connect_to(const char *path)
     return err;
 }
 
-/* A connected socket, or a negative errno; logged. */
-static int find_console(const char *name)
+/* What a guest that has ended showed last: a file, or -ENOENT. */
+static int open_last(const char *name)
 {
-    const struct client_request request = {
-        .name = name, .method = "GET", .path = "/api/v1/vm.info"};
+    char folder[PATH_MAX], path[PATH_MAX + 300], pattern[300];
+    const char *slash = strchr(name, '/');
+    struct dirent *entry;
+    int fd = -ENOENT;
+    DIR *dir;
+
+    if (strpbrk(name, "*?[\\") || rundir_path(folder, sizeof(folder)) < 0 || !(dir = opendir(folder)))
+        return -ENOENT;
+    snprintf(pattern, sizeof(pattern), "%.*s:%s.last", slash ? (int)(slash - name) : 1,
+             slash ? name : "*", slash ? slash + 1 : name);
+    while (fd < 0 && (entry = readdir(dir)) != NULL) {
+        if (fnmatch(pattern, entry->d_name, 0) != 0)
+            continue;
+        snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    }
+    closedir(dir);
+    return fd < 0 ? -ENOENT : fd;
+}
+
+/* A descriptor to read from, and unless `dump` to write to; or a negative errno; logged. */
+static int find_console(const char *name, bool dump)
+{
+    struct client_request request = {
+        .name = name, .method = "GET", .path = "/api/v1/vm.info", .quiet = dump};
     json_t *info = NULL, *config;
     const char *path;
     int fd = client_ask(&request, &info);
+
+    if (fd == -ENOENT && dump) {
+        fd = open_last(name);
+        if (fd >= 0)
+            return fd;
+    }
+    if (fd && dump) {
+        request.quiet = false;
+        fd = client_ask(&request, &info);
+    }
 
     if (fd)
         return fd;
@@ -179,7 +217,7 @@ static enum verdict copy(int socket_fd, bool terminal, bool reads)
 
 static enum exit_status attach(const struct console_options *wanted)
 {
-    int fd = find_console(wanted->name);
+    int fd = find_console(wanted->name, wanted->dump);
     enum verdict verdict;
     bool terminal;
 

@@ -5,8 +5,10 @@
  * Composition root. Main thread, which is the event loop's.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -20,6 +22,8 @@
 #include "vmm/util/rundir.h"
 
 #define BACKLOG 8
+#define CONSOLE_SOCKET ".console"
+#define CONSOLE_LAST ".last"
 
 static void quit_typed(void *arg)
 {
@@ -49,7 +53,7 @@ static int make_path(struct machine *m, char *path, size_t size)
                   strerror(-err));
         return err;
     }
-    len = snprintf(path, size, "%s/%s:%s.console", folder, process_name(m->process),
+    len = snprintf(path, size, "%s/%s:%s" CONSOLE_SOCKET, folder, process_name(m->process),
                    m->config->name);
     if (len > 0 && (size_t)len < size)
         return 0;
@@ -58,13 +62,22 @@ static int make_path(struct machine *m, char *path, size_t size)
     return -ENAMETOOLONG;
 }
 
+/* "PROCESS:GUEST.console" becomes "PROCESS:GUEST.last". */
+static void last_path(const char *path, char *to, size_t size)
+{
+    snprintf(to, size, "%.*s" CONSOLE_LAST, (int)(strlen(path) - strlen(CONSOLE_SOCKET)), path);
+}
+
 /* What a process of that name left behind, having been killed, is taken away. */
 static int listen_at(struct machine *m, const struct sockaddr_un *address)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    char last[sizeof(address->sun_path) + sizeof(CONSOLE_LAST)];
     int err;
 
     (void)unlink(address->sun_path);
+    last_path(address->sun_path, last, sizeof(last));
+    (void)unlink(last);
     if (fd >= 0 && bind(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
         snprintf(m->console_path, sizeof(m->console_path), "%s", address->sun_path);
         if (chmod(address->sun_path, 0600) == 0 && listen(fd, BACKLOG) == 0)
@@ -115,8 +128,32 @@ int machine_build_console(struct machine *m)
     return -EINVAL;
 }
 
+/* What the console showed last stays in a file beside the socket's place, for `ferry console` to show
+ * when the guest has ended. */
+static void keep_last(struct machine *m)
+{
+    struct chardev *chardev = m->virtio_console ? m->virtio_console : m->serial;
+    uint8_t *bytes = chardev ? malloc(CHARDEV_RING_BYTES) : NULL;
+    char path[sizeof(m->console_path) + sizeof(CONSOLE_LAST)];
+    int fd = -1;
+    size_t n;
+
+    last_path(m->console_path, path, sizeof(path));
+    if (bytes)
+        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd >= 0) {
+        n = chardev_socket_last(chardev, bytes);
+        if (write(fd, bytes, n) != (ssize_t)n)
+            log_info("%s: what its console showed last is not kept: %m", m->config->name);
+        close(fd);
+    }
+    free(bytes);
+}
+
 void machine_remove_console(struct machine *m)
 {
+    if (m->console_path[0])
+        keep_last(m);
     chardev_destroy(m->virtio_console);
     chardev_destroy(m->serial);
     if (m->console_path[0])
