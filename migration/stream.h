@@ -35,6 +35,7 @@ enum stream_kind {
     STREAM_GO = 23,        /* the right to run it */
     STREAM_RUNNING = 24,   /* it runs: JSON */
     STREAM_ABORT = 25,     /* whoever sends it gives up: the reason as text */
+    STREAM_ADDRESSES = 26, /* that a NIC was seen to use; the id is the NIC's */
 };
 
 /* A reader that does not know the kind may pass over the section. */

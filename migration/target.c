@@ -150,6 +150,7 @@ static int take_hello(struct target *t, struct intake *in, const struct stream_s
     case STREAM_VM:
     case STREAM_VCPU:
     case STREAM_MEMORY:
+    case STREAM_ADDRESSES:
     case STREAM_END:
     case STREAM_REPORT:
     case STREAM_PAGES:
@@ -298,6 +299,7 @@ static int take_state(struct target *t, struct guest_memory *mem, struct intake 
     case STREAM_DEVICE:
     case STREAM_VM:
     case STREAM_VCPU:
+    case STREAM_ADDRESSES:
         return keep(t, in, section, crc);
     case STREAM_ABORT:
         return heard_abort(t, section, crc);

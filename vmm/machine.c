@@ -668,6 +668,7 @@ void machine_destroy(struct machine *m)
         return;
     process_remove_guest(m->process, m);
     machine_migrate_destroy(m);
+    machine_stop_announcing(m);
     control_answer(m->control, m, -ECANCELED, NULL); /* whoever waits still */
     loop_timer_cancel(&m->grace);
     vcpus_destroy(m->vcpus);

@@ -12,6 +12,7 @@
 
 #define MACHINE_MAX_DEVICES 64
 
+struct announcer;
 struct chardev;
 struct kernel_image;
 struct loop_thread;
@@ -34,6 +35,7 @@ struct machine_nic {
     struct process_switch *net; /* borrowed; NULL: it has an uplink of its own */
     struct switch_port *port;   /* of the switch; on its thread */
     struct uplink *uplink;      /* owned */
+    struct announcer *announcer; /* owned; NULL: the guest has always been here */
 };
 
 struct machine {
@@ -178,6 +180,14 @@ int machine_lock_disks(struct machine *m, bool locked);
 /* Another process may run the guest; whoever says `force` knows that none does. As
  * machine_resume(), and -EBUSY: another process has a disk. */
 int machine_resume_by_force(struct machine *m);
+
+/* ---- migration: the addresses of NICs (machine_announce.c) ---- */
+
+/* Adds those that were seen to a state that leaves; announces those of a state that came. */
+int machine_add_addresses(struct machine *m, struct snapshot *state);
+void machine_announce(struct machine *m, const struct snapshot *state);
+/* Before the NICs are destroyed. */
+void machine_stop_announcing(struct machine *m);
 
 /* ---- migration: what both sides say of a machine (machine_compat.c) ---- */
 

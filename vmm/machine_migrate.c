@@ -326,6 +326,8 @@ static int stop_and_send(struct migration *g)
     err = machine_quiesce(m);
     if (!err)
         err = machine_gather(m, &g->state);
+    if (!err)
+        err = machine_add_addresses(m, &g->state);
     return err ? err : machine_work(m, send_rest, cancel_source, g);
 }
 

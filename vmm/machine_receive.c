@@ -93,6 +93,7 @@ static int go_on(struct arrival *a)
     if (target_running(a->target, text) < 0)
         log_warn("%s runs here, but its source may not have heard of it: 'ferry stop -f' ends what "
                  "waits there", a->m->config->name);
+    machine_announce(a->m, &a->state);
     return 0;
 }
 
