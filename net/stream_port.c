@@ -117,8 +117,10 @@ static int find_frames(struct stream_port *s, struct iovec *iov, struct net_fram
     while (n < NET_BATCH && s->in_used - at >= PREFIX) {
         size_t length = length_at(s, at);
 
-        if (length > NET_FRAME_MAX)
-            return -EBADMSG;
+        if (length > NET_FRAME_MAX) {
+            *end = at;
+            return n > 0 ? n : -EBADMSG; /* after those before it */
+        }
         if (s->in_used - at - PREFIX < length)
             break;
         if (length < NET_FRAME_MIN) {
@@ -156,7 +158,7 @@ static bool deliver_all(struct stream_port *s)
             return false;
         }
         s->in_at = end;
-    } while (n == NET_BATCH);
+    } while (n > 0);
     memmove(s->in, s->in + s->in_at, s->in_used - s->in_at);
     s->in_used -= s->in_at;
     s->in_at = 0;
