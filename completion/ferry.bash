@@ -1,6 +1,23 @@
 # Completion of ferry's command line for bash.
 # shellcheck shell=bash
 
+# _ferry_net_keys MODE,...: the keys that go with a network mode.
+_ferry_net_keys() {
+    local card='mac= queues= mtu= csum=off tso=off mq=off'
+    local adapter='subnet= dns= router= domain= lease= leases= dhcp=off'
+    case $1 in
+        nat,*via=kernel*) echo "forward=tcp: forward=udp: if= $adapter $card" ;;
+        nat,*via=passt*)  echo "forward=tcp: forward=udp: subnet= dns= ipv6=off $card" ;;
+        nat,*)    echo "via=passt via=kernel forward=tcp: forward=udp: subnet= dns= domain= ipv6=off
+            restricted=on $card" ;;
+        hostonly,*) echo "if= $adapter $card" ;;
+        bridge,*) echo "if= br= mode=bridge mode=vepa mode=private mode=passthru $card" ;;
+        tap,*)    echo "if= $card" ;;
+        stream,*) echo "path= address= server=on reconnect= $card" ;;
+        *)        echo "$card" ;;
+    esac
+}
+
 # _ferry_run WORD PREVIOUS: what may stand for WORD.
 _ferry_run() {
     local options='--kernel --initrd --append --cpus --memory --disk --net --switch --console --name
@@ -17,11 +34,10 @@ _ferry_run() {
             fi ;;
         -n | --net)
             compopt -o nospace 2>/dev/null
-            if [[ $1 == nat,* ]]; then
-                mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                    -W 'forward=tcp: forward=udp: mac= queues= mtu= csum=off tso=off mq=off' -- "${1##*,}")
+            if [[ $1 == *,* || $1 == *=* ]]; then
+                mapfile -t COMPREPLY < <(compgen -P "${1%,*}," -W "$(_ferry_net_keys "$1")" -- "${1##*,}")
             else
-                mapfile -t COMPREPLY < <(compgen -W 'nat none switch=' -- "$1")
+                mapfile -t COMPREPLY < <(compgen -W 'nat hostonly bridge tap stream none switch=' -- "$1")
             fi ;;
         -s | --switch)
             compopt -o nospace 2>/dev/null

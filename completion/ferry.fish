@@ -53,7 +53,7 @@ complete -c ferry -n '__fish_seen_subcommand_from run' -s a -l append -x -d 'Opt
 complete -c ferry -n '__fish_seen_subcommand_from run' -s c -l cpus -x -d 'CPUs'
 complete -c ferry -n '__fish_seen_subcommand_from run' -s m -l memory -x -a '512M 1G 2G 4G' -d 'Memory'
 complete -c ferry -n '__fish_seen_subcommand_from run' -s d -l disk -rF -d 'Disk, a raw image'
-complete -c ferry -n '__fish_seen_subcommand_from run' -s n -l net -x -a 'nat none' -d 'Network card'
+complete -c ferry -n '__fish_seen_subcommand_from run' -s n -l net -x -a 'nat nat,via=passt nat,via=kernel hostonly bridge,if= bridge,br= tap,if= stream,path= switch= none' -d 'Network card'
 complete -c ferry -n '__fish_seen_subcommand_from run' -s s -l switch -x -d 'Switch'
 complete -c ferry -n '__fish_seen_subcommand_from run' -l console -x -a 'serial virtio off' -d 'The guest\'s console'
 complete -c ferry -n '__fish_seen_subcommand_from run' -l name -x -d 'Name of the guest'
