@@ -1,9 +1,11 @@
 /*
- * Captures: frames as pcapng blocks, through two buffers that take turns at being filled and written.
+ * Captures: frames as pcapng blocks, through two buffers that take turns at being filled and
+ * written.
  *
  * Chooses no frames (net/switch_mirror.c does) and opens no files. A write is started when the loop
- * is about to sleep, so that what came in a round goes out at once; or earlier, when a buffer is full.
- * Nothing is allocated after creation but for the names of interfaces, which is not on a frame's way.
+ * is about to sleep, so that what came in a round goes out at once; or earlier, when a buffer is
+ * full. Nothing is allocated after creation but for the names of interfaces, which is not on a
+ * frame's way.
  *
  * Loop's thread; no locks.
  *

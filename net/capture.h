@@ -18,8 +18,8 @@ struct loop;
 /* fd: owned by the capture from now on, unless this fails. snap_length: bytes of a frame that are
  * kept; 0: all. 0 or -ENOMEM, not logged. */
 int capture_create(struct capture **out, struct loop *loop, int fd, unsigned snap_length);
-/* Ends it at once, with what is not written yet lost. Waits for what the kernel has in hand. NULL is
- * fine. Not from a callback of the loop. */
+/* Ends it at once, with what is not written yet lost. Waits for what the kernel has in hand.
+ * NULL is fine. Not from a callback of the loop. */
 void capture_destroy(struct capture *capture);
 /* Writes what is there, closes the file, frees the capture, then calls stopped(arg, error) if it is
  * not NULL; never before it returns. */

@@ -1,11 +1,12 @@
 /*
  * The classifier: tuple-space search (Srinivasan, Suri, Varghese, 1999), as Open vSwitch does it.
  *
- * Rules that look at the same bits make a tuple, which is a hash table; a search asks one table after
- * the other, those with the more important rules first, and ends when no better rule can come. Within
- * a tuple it goes in stages: when nothing matches the link layer's fields, or those and the addresses,
- * what is behind them is not looked at. That keeps down the bits that the answer depends on, and with
- * them the number of entries in the megaflow cache. Ranges of ports become prefixes.
+ * Rules that look at the same bits make a tuple, which is a hash table; a search asks one table
+ * after the other, those with the more important rules first, and ends when no better rule can
+ * come. Within a tuple it goes in stages: when nothing matches the link layer's fields, or those
+ * and the addresses, what is behind them is not looked at. That keeps down the bits that the answer
+ * depends on, and with them the number of entries in the megaflow cache. Ranges of ports become
+ * prefixes.
  *
  * Caches nothing (net/flow_cache.c does). Any thread may search; no locks, nothing changes.
  */

@@ -1,11 +1,11 @@
 /*
  * Flows: reads the fields that rules look at out of a frame's headers.
  *
- * Reads nothing but the bytes that it is given, which are a copy and do not change; keeps no state of
- * connections and puts no fragments together. Any thread; no locks.
+ * Reads nothing but the bytes that it is given, which are a copy and do not change; keeps no state
+ * of connections and puts no fragments together. Any thread; no locks.
  *
- * Texts: IEEE 802.1Q-2018 §9, RFC 826, RFC 791 §3.1, RFC 8200 §4, RFC 9293 §3.1, RFC 768, RFC 9260 §3,
- * RFC 792, RFC 4443 §2.1; RFC 1858 and RFC 3128 on fragments that are made to pass filters.
+ * Texts: IEEE 802.1Q-2018 §9, RFC 826, RFC 791 §3.1, RFC 8200 §4, RFC 9293 §3.1, RFC 768, RFC 9260
+ * §3, RFC 792, RFC 4443 §2.1; RFC 1858 and RFC 3128 on fragments that are made to pass filters.
  */
 #include "net/flow.h"
 
@@ -276,5 +276,6 @@ void flow_seed_init(struct flow_seed *seed)
     /* Before the kernel has gathered randomness: something that differs, at least. */
     clock_gettime(CLOCK_MONOTONIC, &now);
     for (unsigned i = 0; i < FLOW_WORDS + 2; i++)
-        seed->words[i] = flow_fold((uint64_t)now.tv_nsec + i, 0x9E3779B97F4A7C15u ^ (uintptr_t)seed);
+        seed->words[i] = flow_fold((uint64_t)now.tv_nsec + i,
+                                   0x9E3779B97F4A7C15u ^ (uintptr_t)seed);
 }

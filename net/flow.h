@@ -71,9 +71,10 @@ enum flow_result {
 };
 
 /*
- * Makes the key of a frame. `macs`: destination and source address. `at`: the bytes from the ethertype
- * on, of which `length` are at hand and `whole` are in the frame. Tags in there are passed over, one
- * of them at most, and looked behind. On any result the key has what was read before.
+ * Makes the key of a frame. `macs`: destination and source address. `at`: the bytes from the
+ * ethertype on, of which `length` are at hand and `whole` are in the frame. Tags in there are
+ * passed over, one of them at most, and looked behind. On any result the key has what was read
+ * before.
  */
 enum flow_result flow_read(struct flow_key *key, uint16_t in_port, uint16_t vlan,
                            const uint8_t macs[12], const uint8_t *at, size_t length,

@@ -1,13 +1,13 @@
 /*
  * The flow caches: a search that ended is remembered twice. The exact cache holds the flows of the
- * moment, found by one hash and one comparison. The megaflow cache holds one entry for all flows that
- * look alike in the bits that the classifier looked at; as entries differ in which bits those are, it
- * is asked once for each such mask, the one with the most hits first.
+ * moment, found by one hash and one comparison. The megaflow cache holds one entry for all flows
+ * that look alike in the bits that the classifier looked at; as entries differ in which bits those
+ * are, it is asked once for each such mask, the one with the most hits first.
  *
  * Both are of fixed size and replace what has not been hit lately within the same few slots, so a
- * port scan costs neither memory nor a growing search. When it has many masks, further flows are kept by
- * all bits that any rule looks at, which is always right. Entries are of a generation; another
- * classifier makes another generation, and all older entries void without touching them.
+ * port scan costs neither memory nor a growing search. When it has many masks, further flows are
+ * kept by all bits that any rule looks at, which is always right. Entries are of a generation;
+ * another classifier makes another generation, and all older entries void without touching them.
  *
  * Holds answers, not frames' ways: addresses are looked up for each frame (net/switch_path.c).
  * Loop thread; no locks.
@@ -19,7 +19,8 @@
 #include <string.h>
 
 #define BUCKET 4u
-#define SORT_EVERY 1024u /* lookups beyond the exact cache between two looks at the order of masks */
+/* Lookups beyond the exact cache between two looks at the order of masks. */
+#define SORT_EVERY 1024u
 
 /* What of a bucket is read before an entry is. */
 struct bucket {
@@ -83,7 +84,7 @@ static unsigned choose_place(struct flow_cache *cache, uint32_t number, uint64_t
 {
     const struct bucket *bucket = &cache->buckets[number];
     struct megaflow *flows = &cache->flows[(size_t)number * BUCKET];
-    unsigned first = hash >> 62 & (BUCKET - 1), place = first;
+    unsigned first = hash >> 62 & (BUCKET - 1);
 
     for (unsigned i = 0; i < BUCKET; i++) {
         if (bucket->generation[i] != cache->front.generation) {
@@ -93,7 +94,8 @@ static unsigned choose_place(struct flow_cache *cache, uint32_t number, uint64_t
     }
     cache->info.replaced++;
     for (unsigned i = 0; i < BUCKET; i++) {
-        place = (first + i) % BUCKET;
+        unsigned place = (first + i) % BUCKET;
+
         if (!flows[place].hit)
             return place;
         flows[place].hit = 0;
@@ -119,7 +121,8 @@ static void megaflow_add(struct flow_cache *cache, const struct flow_key *key, u
         (struct megaflow){.key = masked, .answer = answer, .mask = (uint16_t)mask};
 }
 
-/* The number of the mask with those bits. When there are too many it is the first, which has all. */
+/* The number of the mask with those bits. When there are too many it is the first, which has
+ * all. */
 static unsigned find_mask(struct flow_cache *cache, const struct flow_key *bits)
 {
     for (unsigned i = 0; i < cache->n_masks; i++) {
@@ -250,7 +253,8 @@ uint32_t flow_cache_peek(const struct flow_cache *cache, const struct flow_key *
     return classifier_find(cache->classifier, key, &looked_at);
 }
 
-/* Where the fields of the common kind stand in a frame. What makes it that kind is always looked at. */
+/* Where the fields of the common kind stand in a frame. What makes it that kind is always looked
+ * at. */
 static void make_raw_mask(struct flow_key *raw, const struct flow_key *bits, bool tcp)
 {
     uint8_t *at = (uint8_t *)raw->words;

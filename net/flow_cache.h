@@ -1,6 +1,6 @@
 /*
- * The flow caches before a classifier: first exact matches (of all bits that any rule looks at), then
- * megaflows (of the bits that an answer was seen to depend on).
+ * The flow caches before a classifier: first exact matches (of all bits that any rule looks at),
+ * then megaflows (of the bits that an answer was seen to depend on).
  *
  * Loop thread; no locks. Memory is bounded and taken at creation; it becomes resident as it fills.
  */
@@ -36,9 +36,9 @@ struct flow_cache_probe {
 };
 
 /*
- * Most frames are TCP or UDP over IPv4 without tags, options and fragments. Their fields always stand
- * at the same places of the first 48 bytes, so that these bytes, masked, are as good a key as one made by
- * flow_read(). With the port and the VLAN behind them, and a mark that no made key has.
+ * Most frames are TCP or UDP over IPv4 without tags, options and fragments. Their fields always
+ * stand at the same places of the first 48 bytes, so that these bytes, masked, are as good a key as
+ * one made by flow_read(). With the port and the VLAN behind them, and a mark that no made key has.
  */
 #define FLOW_RAW_BYTES 48u
 #define FLOW_RAW_MARK (1ull << 63)

@@ -121,7 +121,8 @@ uint32_t mac_table_purge(struct mac_table *table,
     uint32_t n = 0;
 
     for (uint32_t slot = 0; slot <= table->mask; slot++) {
-        /* What moves up across the table's end comes to a slot that was not looked at, or to this. */
+        /* What moves up across the table's end comes to a slot that was not looked at, or to
+         * this. */
         while (table->entries[slot].key != 0 && gone(&table->entries[slot], arg)) {
             mac_table_remove(table, &table->entries[slot]);
             n++;

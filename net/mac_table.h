@@ -71,8 +71,8 @@ uint32_t mac_table_room(const struct mac_table *table);
 int mac_table_grow(struct mac_table *table, uint32_t room);
 /* Adds an entry, for which there must be room. */
 void mac_table_add(struct mac_table *table, uint64_t key, uint16_t port, uint32_t stamp);
-/* Takes it away; other entries may move to where it was, so that a walk looks there again. Entries of
- * the same key keep their order. */
+/* Takes it away; other entries may move to where it was, so that a walk looks there again.
+ * Entries of the same key keep their order. */
 void mac_table_remove(struct mac_table *table, struct mac_entry *entry);
 /* Takes away all entries for which `gone` is true. Returns how many. */
 uint32_t mac_table_purge(struct mac_table *table,

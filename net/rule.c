@@ -245,7 +245,8 @@ static int parse_flags(const struct option_key *key, const char *text, void *fie
     return 0;
 }
 
-/* ---- actions: "deny", or some of allow, mirror:PORT, redirect:PORT, vlan:N with '+' between ---- */
+/* ---- actions: "deny", or some of allow, mirror:PORT, redirect:PORT, vlan:N with '+' between
+ * ---- */
 
 /* What stands behind "NAME:", or NULL. */
 static const char *argument_of(const char *item, const char *name)

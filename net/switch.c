@@ -1,8 +1,8 @@
 /*
  * The switch: its ports, how they come, go and change, and the addresses that their NICs register.
  *
- * Forwards nothing itself (switch_path.c). A port that is removed while a frame is on its way stays,
- * carrying no VLAN, until that is over. Loop thread; no locks.
+ * Forwards nothing itself (switch_path.c). A port that is removed while a frame is on its way
+ * stays, carrying no VLAN, until that is over. Loop thread; no locks.
  */
 #include "net/switch.h"
 

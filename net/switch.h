@@ -1,13 +1,13 @@
 /*
- * The virtual switch: many ports, each the end of a wire into which a NIC, an uplink or a listener is
- * plugged. docs/SWITCH.md says how a frame travels.
+ * The virtual switch: many ports, each the end of a wire into which a NIC, an uplink or a listener
+ * is plugged. docs/SWITCH.md says how a frame travels.
  *
  * What a NIC wants is registered by its receive filter, so nothing is learnt about a guest, and no
  * guest sees another's frames. A full port drops and counts; it never holds up another. Nothing is
  * allocated on the way of a frame.
  *
- * Threads: all on the loop's thread. Nothing of a switch may be destroyed from within a callback of a
- * port's peer, but for switch_port_remove(), which may be called from anywhere on that thread.
+ * Threads: all on the loop's thread. Nothing of a switch may be destroyed from within a callback of
+ * a port's peer, but for switch_port_remove(), which may be called from anywhere on that thread.
  */
 #ifndef FERRY_NET_SWITCH_H
 #define FERRY_NET_SWITCH_H
@@ -74,8 +74,8 @@ struct switch_port_config {
     bool isolated;             /* exchanges no frames with other isolated ports */
     bool hairpin;              /* reflective relay (802.1Q §8.6.1): send back where it came from */
     uint64_t rate_in, rate_out;   /* bit/s, from and to what is plugged in; 0: no limit */
-    uint64_t burst_in, burst_out; /* bytes at once beyond the rate; 0: a tenth of a second's, 64 KiB at
-                                   * least */
+    uint64_t burst_in, burst_out; /* bytes at once beyond the rate; 0: as much as a tenth of a
+                                   * second has, 64 KiB at least */
 };
 
 /*
@@ -130,8 +130,8 @@ extern const struct option_choice switch_settings[]; /* on, off */
 int switch_port_config_check(const char *where, const struct switch_port_config *config);
 /*
  * Reads "KEY=VALUE,..." of SWITCH_PORT_KEYS over the config, as `ferry net NAME set` has it: other
- * settings stay, but naming one of the VLAN keys undoes all of those first. -EINVAL or -ENOMEM, logged;
- * *config is then as it was.
+ * settings stay, but naming one of the VLAN keys undoes all of those first. -EINVAL or -ENOMEM,
+ * logged; *config is then as it was.
  */
 int switch_port_config_update(const char *where, const char *text,
                               struct switch_port_config *config);
@@ -148,7 +148,8 @@ void switch_port_remove(struct switch_port *port);
 struct net_port *switch_port_end(struct switch_port *port);
 /* NULL: there is none of that name. */
 struct switch_port *switch_port_find(const struct net_switch *sw, const char *name);
-/* Other settings for a port that is there; name and kind must be the same. -EINVAL, -ENOMEM, logged. */
+/* Other settings for a port that is there; name and kind must be the same. -EINVAL, -ENOMEM,
+ * logged. */
 int switch_port_configure(struct switch_port *port, const struct switch_port_config *config);
 const struct switch_port_config *switch_port_settings(const struct switch_port *port);
 
@@ -175,7 +176,7 @@ enum switch_direction {
 struct switch_selection {
     char ports[SWITCH_SOURCES_MAX][NET_NAME_MAX];
     unsigned n_ports;      /* 0: all, but for mirror ports */
-    int direction;         /* enum switch_direction; 0: both, but only `in` when all ports are meant */
+    int direction;         /* enum switch_direction; 0: both, but `in` when all ports are meant */
     bool vlans_given;      /* else of all VLANs */
     struct vlan_set vlans; /* into which frames were sorted; in: one that none admits has no VLAN */
 };
@@ -195,16 +196,17 @@ int switch_mirror_remove(struct net_switch *sw, const char *name);
 
 struct switch_capture_config {
     char name[NET_NAME_MAX];
-    int fd;                 /* a file or pipe to write pcapng to, at its position. Stays the caller's
-                             * on error, else the capture's */
+    int fd;                 /* a file or pipe to write pcapng to, at its position. Stays the
+                             * caller's on error, else it is the capture's */
     unsigned snap_length;   /* bytes of a frame that are kept; 0: all */
     struct switch_selection from;
 };
 
 /* Errors as switch_mirror_add(), and those of the first write come later, in the counters. */
 int switch_capture_start(struct net_switch *sw, const struct switch_capture_config *config);
-/* Writes what is there, then closes the file; `stopped` (may be NULL) is called on the loop with the
- * first error of writing, or 0. Until then the loop must run, but not the switch be there. -ENOENT. */
+/* Writes what is there, then closes the file; `stopped` (may be NULL) is called on the loop with
+ * the first error of writing, or 0. Until then the loop must run, but not the switch be there.
+ * -ENOENT. */
 int switch_capture_stop(struct net_switch *sw, const char *name,
                         void (*stopped)(void *arg, int error), void *arg);
 
@@ -212,7 +214,7 @@ int switch_capture_stop(struct net_switch *sw, const char *name,
 
 enum switch_drop {
     /* at the port where the frame came in */
-    SWITCH_DROP_MALFORMED,    /* too short, too long, from a group address, headers that contradict */
+    SWITCH_DROP_MALFORMED,    /* too short or long, from a group address, headers that contradict */
     SWITCH_DROP_RATE_IN,
     SWITCH_DROP_RESERVED,     /* to a group address that bridges keep (802.1Q §8.6.3) */
     SWITCH_DROP_VLAN,         /* a tag, or the lack of one, that the port does not take */
@@ -297,8 +299,8 @@ struct switch_cache_info {
 void switch_get_cache_info(const struct net_switch *sw, struct switch_cache_info *info);
 
 /*
- * How a frame that came in at the port would travel, and why: tells it line by line. Nothing is sent,
- * learnt or counted. 0, or -EINVAL when it is no frame at all by its length.
+ * How a frame that came in at the port would travel, and why: tells it line by line. Nothing is
+ * sent, learnt or counted. 0, or -EINVAL when it is no frame at all by its length.
  */
 int switch_trace(const struct switch_port *port, const void *frame, size_t length,
                  void (*line)(void *arg, const char *text), void *arg);

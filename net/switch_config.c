@@ -198,7 +198,8 @@ static const struct option_choice directions[] = {
 static const struct option_key mirror_keys[] = {
     {.name = "name", .parse = net_parse_name, MIRROR(name), .required = true,
      .expects = "a name of letters, digits, '.', '_' and '-'"},
-    {.name = "from", .parse = parse_sources, MIRROR(from), .expects = "names of ports joined by '+'"},
+    {.name = "from", .parse = parse_sources, MIRROR(from),
+     .expects = "names of ports joined by '+'"},
     {.name = "direction", .parse = option_parse_choice, .choices = directions,
      MIRROR(from.direction)},
     {.name = "vlan", .parse = parse_vlans, MIRROR(from), .expects = "VLANs such as 10-20+30"},

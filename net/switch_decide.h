@@ -1,6 +1,7 @@
 /*
  * The switch's decisions about a frame, one function each. They change nothing, so that the path
- * (switch_path.c) and the trace (switch_trace.c) share them; they are here to be inlined into the path.
+ * (switch_path.c) and the trace (switch_trace.c) share them; they are here to be inlined into the
+ * path.
  *
  * Texts: IEEE 802.1Q-2018 §8.6 (forwarding), §8.8 (the FDB), §9 (tags).
  */

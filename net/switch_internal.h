@@ -20,7 +20,7 @@ struct switch_port {
     /* What the path looks at for each frame comes first, to be in few cache lines. */
     struct net_port end;
     struct net_switch *sw;
-    uint64_t own_key;             /* mac_key() of its NIC's own address, when no other port has it */
+    uint64_t own_key;             /* mac_key() of its NIC's own address, if no other port has it */
     uint16_t number;              /* in sw->ports */
     uint8_t slot;                 /* in the batch under way, see switch_path.c */
     bool dead;                    /* removed while a frame was on its way; to be freed after it */

@@ -1,19 +1,21 @@
 /*
  * The way of a frame through the switch. docs/SWITCH.md tells it in words.
  *
- * Frames come in batches. First each one's header is copied: all decisions are about the copy, and it
- * is the copy that goes on, so that a guest which changes its memory meanwhile deceives nobody. What is
- * behind the header goes from the sender's memory into the receiver's. Then each frame is decided upon,
- * and frames with the same receiver make a batch of their own, in order. Tags are put in and taken out
- * by a piece of 12 or 16 bytes before the rest of the header, never by moving the frame.
+ * Frames come in batches. First each one's header is copied: all decisions are about the copy, and
+ * it is the copy that goes on, so that a guest which changes its memory meanwhile deceives nobody.
+ * What is behind the header goes from the sender's memory into the receiver's. Then each frame is
+ * decided upon, and frames with the same receiver make a batch of their own, in order. Tags are put
+ * in and taken out by a piece of 12 or 16 bytes before the rest of the header, never by moving the
+ * frame.
  *
- * A peer may answer while it is being delivered to (NAT does): that comes back in here, so each depth
- * has a batch of its own. Decisions that do not change anything have functions of their own, which the
- * trace uses, too.
+ * A peer may answer while it is being delivered to (NAT does): that comes back in here, so each
+ * depth has a batch of its own. Decisions that do not change anything have functions of their own,
+ * which the trace uses, too.
  *
  * Loop thread; no locks. Nothing is allocated.
  *
- * Texts: IEEE 802.1Q-2018 §8.6 (forwarding), §8.8 (the FDB), §9 (tags); RFC 826; RFC 4861 §4.3, §4.4.
+ * Texts: IEEE 802.1Q-2018 §8.6 (forwarding), §8.8 (the FDB), §9 (tags); RFC 826; RFC 4861 §4.3,
+ * §4.4.
  */
 #include <assert.h>
 #include <errno.h>
@@ -77,7 +79,7 @@ struct batch {
     struct likeness before;
     uint8_t headers[NET_BATCH][HEADER_MAX] __attribute__((aligned(64)));
     struct packet packets[NET_BATCH];
-    int8_t early[NET_BATCH];                /* PATH_GO, or why it is dropped at first sight */
+    int16_t early[NET_BATCH];               /* PATH_GO, or why it is dropped at first sight */
     struct flow_cache_probe probes[NET_BATCH]; /* if there are rules */
     struct share shares[NET_BATCH];
     uint8_t many[NET_BATCH];
@@ -154,13 +156,19 @@ static void learn(struct net_switch *sw, struct switch_port *port, const uint8_t
 
 /* ---- addresses that a guest uses ---- */
 
+static bool is_same(const struct switch_address *a, const struct switch_address *b)
+{
+    return memcmp(a->mac, b->mac, 6) == 0 && a->vlan == b->vlan && a->family == b->family &&
+           memcmp(a->bytes, b->bytes, 16) == 0;
+}
+
 /* Puts it first; the one that was used longest ago falls out. */
 static void note_address(struct switch_port *port, const struct switch_address *address)
 {
     struct switch_address *list = port->addresses;
     unsigned i = 0;
 
-    while (i < port->n_addresses && memcmp(&list[i], address, sizeof(*address)) != 0)
+    while (i < port->n_addresses && !is_same(&list[i], address))
         i++;
     if (i == port->n_addresses && i < SWITCH_ADDRESSES_MAX)
         port->n_addresses++;
@@ -184,8 +192,8 @@ static void note_arp(struct switch_port *port, const uint8_t *mac, const uint8_t
     note_address(port, address);
 }
 
-/* RFC 4861 §4.3, §4.4: a neighbour solicitation is from its source, or about an address that is being
- * taken (RFC 4862 §5.4); an advertisement is about its target. */
+/* RFC 4861 §4.3, §4.4: a neighbour solicitation is from its source, or about an address that is
+ * being taken (RFC 4862 §5.4); an advertisement is about its target. */
 static void note_neighbour(struct switch_port *port, const uint8_t *ip,
                            struct switch_address *address)
 {
@@ -208,11 +216,9 @@ static void note_addresses(struct switch_port *port, const struct packet *packet
 {
     size_t at = ADDRESSES + (packet->tag.tagged ? TAG : 0) + 2;
     uint16_t type = path_get16(header + at - 2);
-    struct switch_address address;
+    struct switch_address address = {.vlan = packet->tag.tci & 0xFFF};
 
-    memset(&address, 0, sizeof(address));
     memcpy(address.mac, header + 6, 6);
-    address.vlan = packet->tag.tci & 0xFFF;
     if (type == ETHERTYPE_ARP && packet->header >= at + 28)
         note_arp(port, header + 6, header + at, &address);
     else if (type == ETHERTYPE_IPV6 && packet->header >= at + 40 + 24 && header[at + 6] == 58)
@@ -559,7 +565,7 @@ static void look_at_all(struct net_switch *sw, struct batch *batch)
         if (i + 4 < batch->n)
             __builtin_prefetch(batch->frames[i + 4].iov->iov_base);
         bytes += batch->frames[i].length;
-        batch->early[i] = (int8_t)look_at(sw, batch, i);
+        batch->early[i] = (int16_t)look_at(sw, batch, i);
     }
     batch->from->counters.in_bytes += bytes;
 }
@@ -602,8 +608,8 @@ static unsigned add_rest(const struct packet *packet, const struct net_frame *in
     return n;
 }
 
-/* Makes the frame with another tag, or without its own. Returns the number of pieces; 0: it would be
- * too long. */
+/* Makes the frame with another tag, or without its own. Returns the number of pieces; 0: it
+ * would be too long. */
 __attribute__((noinline))
 static unsigned change_tag(struct batch *batch, unsigned i, struct path_form form,
                            struct net_frame *out, struct iovec *pieces)
@@ -634,8 +640,8 @@ static unsigned change_tag(struct batch *batch, unsigned i, struct path_form for
 }
 
 /*
- * Makes, in *out, the frame as it leaves in that form; its pieces go to `pieces`, which has room for
- * two more than the frame has. Returns how many they are, or 0: with its tag it is too long.
+ * Makes, in *out, the frame as it leaves in that form; its pieces go to `pieces`, which has room
+ * for two more than the frame has. Returns how many they are, or 0: with its tag it is too long.
  */
 static inline unsigned make_frame(struct batch *batch, unsigned i, struct path_form form,
                                   struct net_frame *out, struct iovec *pieces)

@@ -1,5 +1,6 @@
 /*
- * The switch's rules: the list, and the classifier that is made of it whenever rules or ports change.
+ * The switch's rules: the list, and the classifier that is made of it whenever rules or ports
+ * change.
  *
  * A new classifier is made before the old one goes; if that fails, all stays as it was. Rules name
  * ports, which may come later. Loop thread; no locks.

@@ -85,7 +85,8 @@ static int trace_entry(struct trace *trace)
     vlan = vlan_admit(&from->vlan, trace->tag.tci & 0xFFF);
     if (vlan == VLAN_REFUSED) {
         tell(trace, "%s port: %s", vlan_mode_name(from->vlan.mode),
-             trace->tag.tagged ? "its tag is not admitted" : "frames without a tag are not admitted");
+             trace->tag.tagged ? "its tag is not admitted"
+                               : "frames without a tag are not admitted");
         return SWITCH_DROP_VLAN;
     }
     trace->vlan = (unsigned)vlan;

@@ -3,7 +3,8 @@
  *
  * Does not touch frames; the switch does (net/switch_path.c). Any thread; no state.
  *
- * Texts: IEEE 802.1Q-2018 §6.9 (classification, priority), §9; the modes after ovs-vswitchd.conf.db(5).
+ * Texts: IEEE 802.1Q-2018 §6.9 (classification, priority), §9; the modes after
+ * ovs-vswitchd.conf.db(5).
  */
 #include "net/vlan.h"
 

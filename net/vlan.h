@@ -24,7 +24,7 @@ enum vlan_mode {
     VLAN_TRUNK,
     VLAN_NATIVE_TAGGED,
     VLAN_NATIVE_UNTAGGED,
-    VLAN_TUNNEL,          /* dot1q-tunnel: all of the frame, a tag of its own included, is payload */
+    VLAN_TUNNEL,          /* dot1q-tunnel: the frame, a tag of its own included, is payload */
 };
 
 /* A set of VLANs. */
@@ -90,8 +90,8 @@ const char *vlan_mode_name(enum vlan_mode mode);
 
 #define VLAN_REFUSED (-1)
 
-/* The VLAN of a frame that came with a tag of `vid` (0 for none or a priority tag), or VLAN_REFUSED.
- * Not for tunnels' tags, which are payload. */
+/* The VLAN of a frame that came with a tag of `vid` (0 for none or a priority tag), or
+ * VLAN_REFUSED. Not for tunnels' tags, which are payload. */
 static inline int vlan_admit(const struct vlan_port *port, unsigned vid)
 {
     if (vid == 0)

@@ -1,11 +1,11 @@
 /*
- * What the switch alone costs: frames between ports that are rings in memory, without KVM, guests or
- * system calls. Each frame is copied once, from the sender's buffer into the receiver's ring.
+ * What the switch alone costs: frames between ports that are rings in memory, without KVM, guests
+ * or system calls. Each frame is copied once, from the sender's buffer into the receiver's ring.
  *
  *   switch [--quick]
  *
- * Prints lines "NAME VALUE UNIT": medians of several rounds; what is compared was measured by turns.
- * Asserts nothing but that all frames arrived.
+ * Prints lines "NAME VALUE UNIT": medians of several rounds; what is compared was measured by
+ * turns. Asserts nothing but that all frames arrived.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -134,7 +134,8 @@ static void load_rules(struct net_switch *sw)
     for (unsigned i = 0; i < 400; i++)
         add_rule(rules, &n, "300,type=ip,src=172.%u.%u.0/24,action=deny", 16 + i / 200, i % 200);
     for (unsigned i = 0; i < 300; i++)
-        add_rule(rules, &n, "200,type=ip,dst=10.1.%u.%u,proto=tcp,dport=22,action=deny", i / 200, i % 200);
+        add_rule(rules, &n, "200,type=ip,dst=10.1.%u.%u,proto=tcp,dport=22,action=deny",
+                 i / 200, i % 200);
     for (unsigned i = 0; i < 200; i++)
         add_rule(rules, &n, "150,proto=udp,dport=%u-%u,action=deny", 2000 + 10 * i, 2004 + 10 * i);
     for (unsigned i = 0; i < 100; i++)

@@ -1,7 +1,8 @@
 /*
  * Frames of any bytes, in any pieces, into a switch with ports of several modes and with rules that
  * change: nothing reads beyond a frame, no frame gets into a VLAN that its port may not reach, what
- * rules deny by the model does not arrive and what they allow does, and every frame is accounted for.
+ * rules deny by the model does not arrive and what they allow does, and every frame is accounted
+ * for.
  */
 #include <string.h>
 

@@ -1,5 +1,6 @@
 /*
- * A switch with fake ports plugged into it, for tests: one at a time, with a clock that stands still.
+ * A switch with fake ports plugged into it, for tests: one at a time, with a clock that stands
+ * still.
  */
 #ifndef FERRY_TEST_SWITCH_RIG_H
 #define FERRY_TEST_SWITCH_RIG_H
@@ -26,8 +27,8 @@ void rig_fini(void);
 /* The address 02:00:00:00:00:i. */
 const uint8_t *rig_mac(unsigned i);
 
-/* Adds port i, named "pI", with settings as a person writes them or NULL; plugs a fake in. A guest's has
- * the address rig_mac(i). */
+/* Adds port i, named "pI", with settings as a person writes them or NULL; plugs a fake in. A
+ * guest's has the address rig_mac(i). */
 void rig_add(unsigned i, int kind, const char *settings);
 void rig_add_guest(unsigned i, const char *settings);
 void rig_add_uplink(unsigned i, const char *settings);

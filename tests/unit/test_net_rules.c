@@ -46,8 +46,8 @@ Test(net_rules, a_rule_is_written_as_it_was_read)
         "0,action=deny",
         "65535,in=web0,vlan=4094,type=0x88cc,action=deny",
         "100,src-mac=02:00:00:00:00:01,dst-mac=01:00:00:00:00:00/01:00:00:00:00:00,action=allow",
-        "100,type=ip,src=10.0.0.0/8,dst=192.168.1.1/32,proto=tcp,sport=1024-65535,dport=80,"
-        "flags=+syn-ack,action=deny",
+        "100,type=ip,src=10.0.0.0/8,proto=tcp,sport=1024-65535,dport=80,flags=+syn-ack,action=deny",
+        "100,type=ip,dst=192.168.1.1/32,action=allow",
         "100,src=2001:db8::/32,dst=::/0,proto=udp,dport=53,action=allow",
         "100,type=arp,src=10.0.0.1/32,action=deny",
         "100,proto=icmp6,icmp-type=134,action=deny",
@@ -67,8 +67,10 @@ Test(net_rules, a_rule_is_written_as_it_was_read)
 
 Test(net_rules, bits_behind_a_prefix_or_mask_do_not_count)
 {
-    struct rule a = parsed("1,src=10.1.2.3/8,src-mac=02:03:00:00:00:00/ff:00:00:00:00:00,action=deny");
-    struct rule b = parsed("1,src=10.0.0.0/8,src-mac=02:00:00:00:00:00/ff:00:00:00:00:00,action=deny");
+    struct rule a =
+        parsed("1,src=10.1.2.3/8,dst-mac=02:03:00:00:00:00/ff:00:00:00:00:00,action=deny");
+    struct rule b =
+        parsed("1,src=10.0.0.0/8,dst-mac=02:00:00:00:00:00/ff:00:00:00:00:00,action=deny");
 
     cr_assert_eq(memcmp(&a, &b, sizeof(a)), 0);
 }
@@ -76,7 +78,8 @@ Test(net_rules, bits_behind_a_prefix_or_mask_do_not_count)
 Test(net_rules, what_makes_no_sense_is_refused)
 {
     static const char *const wrong[] = {
-        "", "100", "action=maybe", "65536,action=deny", "in=a b,action=deny", "vlan=4095,action=deny",
+        "", "100", "action=maybe", "65536,action=deny", "in=a b,action=deny",
+        "vlan=4095,action=deny",
         "type=ipx,action=deny", "type=0x10000,action=deny", "src=10.0.0.0/33,action=deny",
         "src=10.0.0,action=deny", "src=::1/129,action=deny", "src=10.0.0.1,dst=::1,action=deny",
         "type=ip6,src=10.0.0.1,action=deny", "type=ip,src=::1,action=deny",
@@ -174,7 +177,8 @@ Test(net_rules, a_rule_for_a_port_that_is_not_there_matches_nothing)
 
 Test(net_rules, any_range_of_ports_matches_what_is_in_it)
 {
-    static const uint16_t edges[] = {0, 1, 2, 79, 80, 81, 1023, 1024, 1025, 32767, 32768, 65534, 65535};
+    static const uint16_t edges[] = {0, 1, 2, 79, 80, 81, 1023, 1024, 1025,
+                                     32767, 32768, 65534, 65535};
     unsigned n = sizeof(edges) / sizeof(edges[0]);
 
     for (unsigned a = 0; a < n; a++) {

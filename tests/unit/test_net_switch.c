@@ -117,7 +117,8 @@ Test(net_switch, nothing_goes_from_one_uplink_to_another)
 
 Test(net_switch, what_bridges_keep_is_not_forwarded)
 {
-    static const uint8_t stp[] = {0x01, 0x80, 0xC2, 0, 0, 0}, lldp[] = {0x01, 0x80, 0xC2, 0, 0, 0x0E};
+    static const uint8_t stp[] = {0x01, 0x80, 0xC2, 0, 0, 0};
+    static const uint8_t lldp[] = {0x01, 0x80, 0xC2, 0, 0, 0x0E};
     static const uint8_t mvrp[] = {0x01, 0x80, 0xC2, 0, 0, 0x21};
 
     rig_add_guest(0, NULL);

@@ -397,7 +397,8 @@ Test(net_switch_mirror, no_more_addresses_are_kept_than_there_is_room_for)
         say_arp(0, 0, 0x0A000000 + i);
     cr_assert_eq(addresses(0, list), SWITCH_ADDRESSES_MAX);
     cr_assert_eq(get32(list[0].bytes), 0x0A000064);
-    cr_assert_eq(get32(list[SWITCH_ADDRESSES_MAX - 1].bytes), 0x0A000064 - SWITCH_ADDRESSES_MAX + 1);
+    cr_assert_eq(get32(list[SWITCH_ADDRESSES_MAX - 1].bytes),
+                 0x0A000064 - SWITCH_ADDRESSES_MAX + 1);
 }
 
 Test(net_switch_mirror, what_a_guest_says_from_a_spoofed_address_is_not_believed)

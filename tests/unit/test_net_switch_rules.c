@@ -1,6 +1,6 @@
 /*
- * Rules in the switch: what their actions do to frames, that caches follow changes of rules and ports,
- * and that the path and the trace agree with the model.
+ * Rules in the switch: what their actions do to frames, that caches follow changes of rules and
+ * ports, and that the path and the trace agree with the model.
  */
 #include <criterion/criterion.h>
 #include <errno.h>

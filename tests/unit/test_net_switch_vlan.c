@@ -79,7 +79,8 @@ static const char *const modes[] = {
 };
 enum { ACCESS, TRUNK, NATIVE_TAGGED, NATIVE_UNTAGGED, TUNNEL, MODES };
 
-/* In VLAN 10, with what priority and kind of tag, after it came in by a mode; the rest is payload. */
+/* In VLAN 10, with what priority and kind of tag, after it came in by a mode; the rest is
+ * payload. */
 struct inside {
     bool admitted;
     unsigned vlan, priority, tpid, inner;
