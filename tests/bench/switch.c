@@ -363,6 +363,7 @@ static double run_flows(struct bench *bench, struct source *source, unsigned fir
 
             frame[27] = (uint8_t)(flow >> 16);
             put16(frame + 28, flow);
+            put16(frame + 36, flow);
         }
         net_port_send(&bench->a.port, source->frames, BATCH);
     }
@@ -414,7 +415,7 @@ static void many_flows(struct loop *loop)
     bench_fini(&large);
 }
 
-/* A scan with a thousand rules, whose flows are more than the cache holds. */
+/* A scan of UDP ports with a thousand rules; its flows are more than the cache holds. */
 static void port_scan(struct loop *loop)
 {
     struct switch_cache_info info;
@@ -425,6 +426,8 @@ static void port_scan(struct loop *loop)
     bench_init(&bench, loop, 2048, SLOTS, 0);
     load_rules(bench.sw);
     source_init(&source, 64, 2048, SLOTS, 1);
+    for (unsigned i = 0; i < BATCH; i++)
+        source.slots[i * source.slot_size + 23] = 17;
     cost = run_flows(&bench, &source, 0, MILLION);
     switch_get_cache_info(bench.sw, &info);
     printf("scan-1001-rules %.1f ns\n", cost);
