@@ -105,10 +105,9 @@ static const struct cmd_option options[] = {
      "disk, a raw image; more: PATH,readonly=on,direct=on,\nserial=TEXT; repeat",
      {.name = "disk"}, read_disk},
     {'n', "MODE", "none",
-     "network card: nat, nat,via=passt|kernel, hostonly,\n"
-     "bridge,if=NIC, bridge,br=BRIDGE, tap,if=TAP,\n"
-     "stream,path=SOCKET, switch=NAME or none; more:\n"
-     "nat,forward=tcp|udp:[ADDR:]PORT-[ADDR:]PORT;\nrepeat",
+     "network card: nat, hostonly, bridge,if=NIC|br=BRIDGE,\n"
+     "tap,if=TAP, stream,path=S, switch=NAME, none; repeat;\n"
+     "nat,forward=tcp|udp:[ADDR:]PORT-[ADDR:]PORT",
      {.name = "net"}, read_net},
     {'s', "NAME", "none", "switch; more: NAME,uplink=MODE; repeat",
      {.name = "switch"}, read_switch},
