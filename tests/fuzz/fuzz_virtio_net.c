@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "devices/virtio/net.h"
+#include "net/offload.h"
 #include "tests/fuzz/virtio_guest.h"
 
 enum { RX, TX };
@@ -25,7 +26,8 @@ enum { RX, TX };
 #define RX_AT (FUZZ_DATA + 0x4000u) /* the rest */
 #define RX_BYTES (FUZZ_MEMORY - RX_AT)
 
-static const struct virtio_net_options options = {.mac = {0x02, 0, 0, 0, 0, 1}, .mtu = 9000};
+static const struct virtio_net_options one_pair = {.mac = {0x02, 0, 0, 0, 0, 1}, .mtu = 9000};
+static const struct virtio_net_options two_pairs = {.mac = {0x02, 0, 0, 0, 0, 1}, .pairs = 2};
 
 static struct fuzz_guest guest;
 static struct net_port *card;
@@ -56,6 +58,21 @@ static bool send_to_card(struct fuzz_input *in, size_t length)
     return net_port_send(&peer.port, &frame, 1) == 1;
 }
 
+/* A frame with metadata as the input has them, from a peer that nobody checked. */
+static void send_with_metadata(struct fuzz_input *in)
+{
+    struct iovec iov = {bytes, NET_FRAME_MIN + fuzz_take(in, 2) % (NET_FRAME_MAX - 13)};
+    struct net_frame frame = {
+        .iov = &iov, .iovcnt = 1, .length = iov.iov_len, .needs_csum = fuzz_take(in, 1) & 1,
+        .gso_type = (uint8_t)fuzz_take(in, 1), .csum_start = (uint16_t)fuzz_take(in, 2),
+        .csum_offset = (uint16_t)fuzz_take(in, 2), .gso_size = (uint16_t)fuzz_take(in, 2),
+    };
+
+    for (unsigned i = 12; i < 60; i++)
+        bytes[i] = (uint8_t)fuzz_take(in, 1);
+    (void)net_port_send(&peer.port, &frame, 1);
+}
+
 static void look_at(const struct net_frame *frame)
 {
     struct fuzz_input none = {0};
@@ -65,6 +82,12 @@ static void look_at(const struct net_frame *frame)
     for (unsigned i = 0; i < frame->iovcnt; i++)
         sum += frame->iov[i].iov_len;
     FUZZ_CHECK(sum == frame->length);
+    /* Whatever the guest asked for, the peer gets what it accepts and what makes sense. */
+    FUZZ_CHECK((net_offload_needs(frame) & ~net_port_accepts(&peer.port)) == 0);
+    if (frame->needs_csum)
+        FUZZ_CHECK(frame->csum_start + (size_t)frame->csum_offset + 2 <= frame->length);
+    if (frame->gso_type)
+        FUZZ_CHECK(frame->needs_csum && frame->gso_size > 0 && frame->hdr_len <= frame->length);
     net_frame_copy(frame, peer.last);
     peer.last_length = frame->length;
     if (peer.answers)
@@ -97,7 +120,13 @@ static void be_peer(struct fuzz_guest *g, struct fuzz_input *in)
     static const unsigned takes[] = {NET_BATCH, 0, 1, 3};
     uint8_t what = (uint8_t)fuzz_take(in, 1);
 
-    switch (what % 6) {
+    switch (what % 8) {
+    case 6:
+        peer.port.accepts = fuzz_take(in, 1) & 63;
+        break;
+    case 7:
+        send_with_metadata(in);
+        break;
     case 0:
         (void)send_to_card(in, NET_FRAME_MIN + fuzz_take(in, 2) % (NET_FRAME_MAX - 13));
         break;
@@ -305,11 +334,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct fuzz_input in = {data, size};
     uint8_t how = (uint8_t)fuzz_take(&in, 1);
+    const struct virtio_net_options *options = (how & 3) == 2 ? &two_pairs : &one_pair;
     struct virtio_device *vdev;
 
     if (!guest.env.mem)
         fuzz_guest_init(&guest);
-    FUZZ_CHECK(virtio_net_create(&vdev, &guest.env, "net0", &options, &card) == 0);
+    FUZZ_CHECK(virtio_net_create(&vdev, &guest.env, "net0", options, &card) == 0);
     peer = (struct peer){.port = {.ops = &peer_ops, .name = "peer"}, .takes = NET_BATCH};
     net_port_connect(card, &peer.port);
     guest.outside = be_peer;

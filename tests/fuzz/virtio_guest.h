@@ -25,9 +25,9 @@ struct fuzz_input {
 uint64_t fuzz_take(struct fuzz_input *in, unsigned bytes);
 
 #define FUZZ_MEMORY (256u * 1024)
-#define FUZZ_QUEUES 4
+#define FUZZ_QUEUES 5
 #define FUZZ_QUEUE_BYTES 0x4000u
-#define FUZZ_DATA 0x10000u /* behind the queues; to the end of memory */
+#define FUZZ_DATA 0x14000u /* behind the queues; to the end of memory */
 #define FUZZ_QUEUE_MAX 64u
 
 struct fuzz_guest {
