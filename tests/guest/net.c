@@ -5,8 +5,8 @@
  * Parameters: `nic=N` (the Nth, from 0), `nics=N` (how many there must be), `mac=ADDRESS` (which
  * it must have), `udp=PORT` (a UDP echo answers at the gateway's address and this port),
  * `pings=N`, `address=A` with `gateway=A` (in place of a lease; numbers, the first octet highest).
- * Everything is done four times: plain rings, indirect descriptors and event index,
- * mergeable receive buffers smaller than a frame, interrupts.
+ * Everything is done several times: plain rings, indirect descriptors and event index,
+ * mergeable receive buffers smaller than a frame, packed rings, interrupts.
  * Knows no fragments, no options in IPv4, no IPv6.
  * Texts: virtio 1.2, 5.1; RFC 826 (ARP), 791 (IPv4), 792 (ICMP), 768 (UDP), 2131 and 2132 (DHCP).
  */
@@ -579,7 +579,14 @@ int main(const struct boot_info *info)
                false);
     if ((virtio_offered(&nic) & F_MRG_RXBUF) != 0)
         check_with("mergeable", F_MRG_RXBUF | VIRTIO_F_EVENT_IDX, SMALL_SIZE, false);
+    if ((virtio_offered(&nic) & VIRTIO_F_RING_PACKED) != 0) {
+        check_with("packed", VIRTIO_F_RING_PACKED, RX_SIZE, false);
+        check_with("packed-mergeable",
+                   VIRTIO_F_RING_PACKED | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | F_MRG_RXBUF,
+                   SMALL_SIZE, false);
+    }
     irq_enable();
+    check_with("packed-interrupts", VIRTIO_F_RING_PACKED | VIRTIO_F_EVENT_IDX, RX_SIZE, true);
     check_with("interrupts", VIRTIO_F_EVENT_IDX, RX_SIZE, true);
     check(irq_count(RX_VECTOR) > 0, "msix-interrupt", "none came");
     irq_disable();

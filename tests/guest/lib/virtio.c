@@ -1,12 +1,12 @@
 /*
- * A driver of virtio 1.x devices on PCI: modern transport, split rings, MSI-X or polling.
+ * A driver of virtio 1.x devices on PCI: modern transport, split and packed rings, MSI-X or polling.
  *
- * No legacy, no packed ring, no shared memory regions, no administration queue. It keeps the rules
+ * No legacy, no shared memory regions, no administration queue. It keeps the rules
  * of a driver; the payload hostile writes to rings and registers itself to break them.
  * Thread: one processor a device. Ordering: x86 keeps stores in order, so a compiler barrier lies
  * between the descriptor and the avail index, and between the used index and its entry; the one
  * real fence stands between the avail index and the look at what the device wants (2.7.13.4.1).
- * Text: virtio 1.2, 2.1, 2.7, 3.1, 4.1.
+ * Text: virtio 1.2, 2.1, 2.7, 2.8, 3.1, 4.1.
  */
 #include "virtio.h"
 
@@ -137,6 +137,13 @@ static void queue_place(struct virtqueue *queue)
     queue->free_count = queue->size;
     queue->used_seen = 0;
     queue->avail_kicked = 0;
+    queue->next = queue->taken = queue->kicked = 0;
+    queue->next_wrap = queue->taken_wrap = queue->kicked_wrap = true;
+    queue->free_ids = queue->size;
+    for (uint16_t i = 0; i < queue->size; i++)
+        queue->ids[i] = i;
+    if (queue->packed)
+        memset((void *)(uintptr_t)queue->desc, 0, sizeof(struct vring_desc) * queue->size);
 }
 
 static void write_address(uint64_t at, const volatile void *address)
@@ -160,6 +167,7 @@ bool virtio_queue_setup(struct virtio_device *device, struct virtqueue *queue, u
     queue->size = size;
     queue->event_index = (device->features & VIRTIO_F_EVENT_IDX) != 0;
     queue->indirect = (device->features & VIRTIO_F_INDIRECT_DESC) != 0;
+    queue->packed = (device->features & VIRTIO_F_RING_PACKED) != 0;
     queue_place(queue);
     mmio_write16(common + COMMON_QUEUE_SIZE, size);
     mmio_write16(common + COMMON_QUEUE_VECTOR, entry);
@@ -214,9 +222,153 @@ static uint16_t fill_indirect(struct virtqueue *queue, const struct buffer *buff
     return next;
 }
 
+void virtqueue_notify(const struct virtqueue *queue)
+{
+    mmio_write16(queue->notify, queue->index);
+}
+
+/* ---- packed rings ---- */
+
+#define PACKED_AVAIL (1u << 7)
+#define PACKED_USED  (1u << 15)
+#define EVENT_DISABLE 1
+#define EVENT_DESC    2
+
+static volatile struct vring_packed_desc *packed_ring(const struct virtqueue *queue)
+{
+    return (volatile struct vring_packed_desc *)queue->desc;
+}
+
+static void packed_step(const struct virtqueue *queue, uint16_t *at, bool *wrap, unsigned by)
+{
+    *at = (uint16_t)(*at + by);
+    if (*at >= queue->size) {
+        *at = (uint16_t)(*at - queue->size);
+        *wrap = !*wrap;
+    }
+}
+
+/* The buffers as a table, and the one descriptor that names it. */
+static struct buffer packed_table(struct virtqueue *queue, const struct buffer *buffers,
+                                  unsigned count, uint16_t id)
+{
+    struct vring_packed_desc *table =
+        (struct vring_packed_desc *)(queue->table + (size_t)id * TABLE_ENTRIES);
+
+    for (unsigned i = 0; i < count; i++) {
+        table[i] = (struct vring_packed_desc){
+            .address = (uintptr_t)buffers[i].data, .length = buffers[i].length,
+            .flags = buffers[i].device_writes ? DESC_WRITE : 0,
+        };
+    }
+    return (struct buffer){ table, (uint32_t)(count * sizeof(*table)), false };
+}
+
+/* Writes descriptors from queue->next on, the first one's flags last (2.8.21). */
+static void packed_offer(struct virtqueue *queue, const struct buffer *buffers, unsigned count,
+                         uint16_t id, uint16_t more_flags)
+{
+    volatile struct vring_packed_desc *ring = packed_ring(queue);
+    uint16_t first = queue->next, first_flags = 0;
+
+    for (unsigned i = 0; i < count; i++) {
+        uint16_t flags = (uint16_t)((queue->next_wrap ? PACKED_AVAIL : PACKED_USED) | more_flags |
+                                    (buffers[i].device_writes ? DESC_WRITE : 0) |
+                                    (i + 1 < count ? DESC_NEXT : 0));
+        ring[queue->next].address = (uintptr_t)buffers[i].data;
+        ring[queue->next].length = buffers[i].length;
+        ring[queue->next].id = id;
+        if (i == 0)
+            first_flags = flags;
+        else
+            ring[queue->next].flags = flags;
+        packed_step(queue, &queue->next, &queue->next_wrap, 1);
+    }
+    compiler_barrier();
+    ring[first].flags = first_flags;
+}
+
+static bool packed_add(struct virtqueue *queue, const struct buffer *buffers, unsigned count,
+                       void *cookie)
+{
+    bool indirect = queue->indirect && count > 1 && count <= TABLE_ENTRIES;
+
+    if (count == 0 || queue->free_count < (indirect ? 1 : count))
+        return false;
+    uint16_t id = queue->ids[--queue->free_ids];
+    queue->cookie[id] = cookie;
+    if (indirect) {
+        struct buffer table = packed_table(queue, buffers, count, id);
+        packed_offer(queue, &table, 1, id, DESC_INDIRECT);
+        count = 1;
+    } else {
+        packed_offer(queue, buffers, count, id, 0);
+    }
+    queue->counts[id] = (uint16_t)count;
+    queue->free_count = (uint16_t)(queue->free_count - count);
+    return true;
+}
+
+static bool packed_kick(struct virtqueue *queue)
+{
+    const volatile struct vring_packed_event *event =
+        (const volatile struct vring_packed_event *)queue->used;
+
+    store_load_barrier();
+    bool wanted = event->flags == 0;
+    if (event->flags == EVENT_DESC) {
+        int at = (event->at & 0x7FFF) -
+                 ((event->at >> 15 != 0) == queue->next_wrap ? 0 : queue->size);
+        int from = queue->kicked - (queue->kicked_wrap == queue->next_wrap ? 0 : queue->size);
+        wanted = at >= from && at < queue->next;
+    }
+    queue->kicked = queue->next;
+    queue->kicked_wrap = queue->next_wrap;
+    if (wanted)
+        virtqueue_notify(queue);
+    return wanted;
+}
+
+static bool packed_take(struct virtqueue *queue, void **cookie, uint32_t *length)
+{
+    const volatile struct vring_packed_desc *entry = &packed_ring(queue)[queue->taken];
+    uint16_t flags = entry->flags;
+
+    if (((flags & PACKED_USED) != 0) != queue->taken_wrap ||
+        ((flags & PACKED_AVAIL) != 0) != queue->taken_wrap)
+        return false;
+    compiler_barrier();
+    uint16_t id = entry->id;
+    if (length != NULL)
+        *length = entry->length;
+    *cookie = NULL;
+    if (id >= queue->size || queue->counts[id] == 0)
+        return true;
+    *cookie = queue->cookie[id];
+    queue->ids[queue->free_ids++] = id;
+    queue->free_count = (uint16_t)(queue->free_count + queue->counts[id]);
+    packed_step(queue, &queue->taken, &queue->taken_wrap, queue->counts[id]);
+    queue->counts[id] = 0;
+    return true;
+}
+
+static void packed_want_interrupt(struct virtqueue *queue, bool want)
+{
+    volatile struct vring_packed_event *event = (volatile struct vring_packed_event *)queue->avail;
+
+    event->at = (uint16_t)(queue->taken | (queue->taken_wrap ? 0x8000 : 0));
+    compiler_barrier();
+    event->flags = want ? (queue->event_index ? EVENT_DESC : 0) : EVENT_DISABLE;
+    store_load_barrier();
+}
+
+/* ---- both ---- */
+
 bool virtqueue_add(struct virtqueue *queue, const struct buffer *buffers, unsigned count,
                    void *cookie)
 {
+    if (queue->packed)
+        return packed_add(queue, buffers, count, cookie);
     bool indirect = queue->indirect && count > 1 && count <= TABLE_ENTRIES;
     uint16_t head = queue->free_head;
 
@@ -232,11 +384,6 @@ bool virtqueue_add(struct virtqueue *queue, const struct buffer *buffers, unsign
     return true;
 }
 
-void virtqueue_notify(const struct virtqueue *queue)
-{
-    mmio_write16(queue->notify, queue->index);
-}
-
 /* 2.7.10.1: did the index pass event since old? */
 static bool passed_event(uint16_t event, uint16_t now, uint16_t old)
 {
@@ -245,6 +392,8 @@ static bool passed_event(uint16_t event, uint16_t now, uint16_t old)
 
 bool virtqueue_kick(struct virtqueue *queue)
 {
+    if (queue->packed)
+        return packed_kick(queue);
     uint16_t now = queue->avail->index;
     uint16_t old = queue->avail_kicked;
     bool wanted;
@@ -279,6 +428,8 @@ static void free_chain(struct virtqueue *queue, uint16_t head)
 
 bool virtqueue_take(struct virtqueue *queue, void **cookie, uint32_t *length)
 {
+    if (queue->packed)
+        return packed_take(queue, cookie, length);
     if (queue->used->index == queue->used_seen)
         return false;
     compiler_barrier();
@@ -325,6 +476,10 @@ int64_t virtqueue_request(struct virtqueue *queue, const struct buffer *buffers,
 
 void virtqueue_want_interrupt(struct virtqueue *queue, bool want)
 {
+    if (queue->packed) {
+        packed_want_interrupt(queue, want);
+        return;
+    }
     volatile uint16_t *used_event = &queue->avail->ring[queue->size];
 
     if (queue->event_index)

@@ -67,6 +67,21 @@ struct vring_desc {
 };
 _Static_assert(sizeof(struct vring_desc) == 16, "virtio 1.2, 2.7.5");
 
+/* Of a packed ring (2.8.13). */
+struct vring_packed_desc {
+    uint64_t address;
+    uint32_t length;
+    uint16_t id;
+    uint16_t flags;
+};
+_Static_assert(sizeof(struct vring_packed_desc) == 16, "virtio 1.2, 2.8.13");
+
+/* What one side wants to be notified of (2.8.14). */
+struct vring_packed_event {
+    uint16_t at;
+    uint16_t flags;
+};
+
 struct vring_avail {
     uint16_t flags;
     uint16_t index;
@@ -104,6 +119,15 @@ struct virtqueue {
     uint16_t used_seen;
     uint16_t avail_kicked;    /* avail index at the last look at whether to notify */
     void *cookie[VIRTQUEUE_MAX_SIZE];
+    /* A packed ring (2.8) has its descriptors at desc, the two event structures at avail and used. */
+    bool packed;
+    uint16_t next, taken;     /* places: of the next descriptor to offer, of the next used one */
+    bool next_wrap, taken_wrap;
+    uint16_t kicked;          /* `next` at the last look at whether to notify, */
+    bool kicked_wrap;         /* ... and the wrap counter */
+    uint16_t ids[VIRTQUEUE_MAX_SIZE];    /* free ones, free_ids of them: a stack */
+    uint16_t free_ids;
+    uint16_t counts[VIRTQUEUE_MAX_SIZE]; /* descriptors, by id */
 };
 
 struct virtio_device {
