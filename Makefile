@@ -114,13 +114,13 @@ SANITIZED = @LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressi
     $(MAKE) --no-print-directory O='-O1 -g -fno-omit-frame-pointer'
 ASAN = $(SANITIZED) BUILD=$(BUILD)/asan SAN='-fsanitize=address,undefined -fno-sanitize-recover=all'
 asan: ## unit tests and payload guests under the address and undefined-behaviour sanitizers
-	$(ASAN) check-unit $(PAYLOADS)
+	+$(ASAN) check-unit $(PAYLOADS)
 asan-built:
-	$(ASAN) all unit
+	+$(ASAN) all unit
 
 # Criterion's sandbox does not survive the thread sanitizer: here only whole guests run.
 tsan: ## payload guests under the thread sanitizer
-	$(SANITIZED) BUILD=$(BUILD)/tsan SAN='-fsanitize=thread -Wno-tsan' all $(PAYLOADS)
+	+$(SANITIZED) BUILD=$(BUILD)/tsan SAN='-fsanitize=thread -Wno-tsan' all $(PAYLOADS)
 
 PAYLOADS = $(if $(GUEST_ELF),check-guest)
 
