@@ -129,11 +129,12 @@ void process_destroy(struct process *p)
     if (!p)
         return;
     control_hide(p->control);
+    /* Guests first: they answer who waits for them. */
+    while (p->n_guests > 0)
+        machine_destroy(p->guests[p->n_guests - 1]);
     control_answer(p->control, p, 0, NULL); /* whoever waits for all guests to end */
     control_destroy(p->control);
     p->control = NULL;
-    while (p->n_guests > 0)
-        machine_destroy(p->guests[p->n_guests - 1]);
     while (p->switches) {
         struct process_switch *next = p->switches->next;
 
