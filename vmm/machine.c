@@ -364,7 +364,6 @@ static struct machine *new_machine(struct process *process, const struct machine
     m->incoming_fd = -1;
     m->process = process;
     m->loop = process_loop(process);
-    m->control = process_control(process);
     m->grace.expired = grace_over;
     m->events.raise = raise_event;
     if (config->lab)
@@ -669,7 +668,7 @@ void machine_destroy(struct machine *m)
     process_remove_guest(m->process, m);
     machine_migrate_destroy(m);
     machine_stop_announcing(m);
-    control_answer(m->control, m, -ECANCELED, NULL); /* whoever waits still */
+    control_answer(process_control(m->process), m, -ECANCELED, NULL); /* whoever waits still */
     loop_timer_cancel(&m->grace);
     vcpus_destroy(m->vcpus);
     if (m->n_devices > 0)

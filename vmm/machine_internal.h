@@ -40,9 +40,8 @@ struct machine_nic {
 
 struct machine {
     const struct machine_config *config; /* borrowed */
-    struct process *process;             /* borrowed, and of it: */
+    struct process *process;             /* borrowed, as is its: */
     struct loop *loop;
-    struct control *control;             /* NULL: there is no folder for its socket */
     char label[CONTROL_NAME_MAX + 3];    /* "NAME: " before messages where there are several guests */
     struct device_env env;               /* what is handed to each device */
     bool assist;                         /* KVM emulates kernel code: vCPUs and kernel need help */

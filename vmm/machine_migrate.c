@@ -20,6 +20,7 @@
 #include "migration/source.h"
 #include "vmm/machine_internal.h"
 #include "vmm/machine_receive.h"
+#include "vmm/process.h"
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
@@ -261,9 +262,9 @@ static void finish(struct migration *g, int err)
     snapshot_fini(&g->hello);
     snapshot_fini(&g->state);
     if (!err || compared)
-        control_answer(g->m->control, g->m, 0, describe(g));
+        control_answer(process_control(g->m->process), g->m, 0, describe(g));
     else
-        control_answer(g->m->control, g->m, err == -EINPROGRESS ? -EIO : err,
+        control_answer(process_control(g->m->process), g->m, err == -EINPROGRESS ? -EIO : err,
                        json_string(g->error));
 }
 
@@ -518,7 +519,7 @@ static int send_migration(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("destination_url: tcp:HOST:PORT or unix:PATH was expected");
         return -EINVAL;
     }
-    if (m->save_path || machine_is_moving(m) || control_busy(m->control, m)) {
+    if (m->save_path || machine_is_moving(m) || control_busy(process_control(m->process), m)) {
         *reply = json_string("the guest is being saved or migrated already");
         return -EALREADY;
     }

@@ -14,6 +14,7 @@
 #include "migration/snapshot.h"
 #include "vmm/machine_internal.h"
 #include "vmm/machine_json.h"
+#include "vmm/process.h"
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
@@ -169,7 +170,7 @@ int machine_save(struct machine *m)
         (void)machine_resume(m);
     else if (!err)
         machine_end_saved(m);
-    control_answer(m->control, m, err, reply);
+    control_answer(process_control(m->process), m, err, reply);
     return 0;
 }
 

@@ -129,6 +129,8 @@ void process_destroy(struct process *p)
     if (!p)
         return;
     control_hide(p->control);
+    for (unsigned i = 0; i < p->n_guests; i++)
+        p->guests[i]->in_service = true; /* whatever they raised comes too late */
     /* Guests first: they answer who waits for them. */
     while (p->n_guests > 0)
         machine_destroy(p->guests[p->n_guests - 1]);

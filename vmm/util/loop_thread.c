@@ -81,6 +81,17 @@ static void *thread_main(void *arg)
 
 /* ---- the others ---- */
 
+/* Tells the thread to leave its loop and look at the state. Under the lock, because a thread that sees
+ * the end destroys the loop, which must have been stopped by then. */
+static void order(struct loop_thread *t, enum state state)
+{
+    pthread_mutex_lock(&t->lock);
+    t->state = state;
+    pthread_cond_broadcast(&t->changed);
+    loop_stop(t->loop);
+    pthread_mutex_unlock(&t->lock);
+}
+
 /* Waits until the thread is no longer in that state; returns the new one. */
 static enum state await_other(struct loop_thread *t, enum state state)
 {
@@ -132,8 +143,7 @@ void loop_thread_destroy(struct loop_thread *t)
 {
     if (!t)
         return;
-    set_state(t, ENDING);
-    loop_stop(t->loop);
+    order(t, ENDING);
     pthread_join(t->thread, NULL);
     free_thread(t);
 }
@@ -151,8 +161,7 @@ int loop_thread_call(struct loop_thread *t, int (*work)(void *arg), void *arg)
         return work(arg);
     t->work = work;
     t->arg = arg;
-    set_state(t, WORK);
-    loop_stop(t->loop);
+    order(t, WORK);
     (void)await_other(t, WORK);
     result = t->result;
     set_state(t, IDLE);
