@@ -82,7 +82,8 @@ lab: deps ## a shell on a KVM host under emulation, with ferry in it
 	    --put $$(tests/lab/fetch.sh --kernel):/root/vmlinuz --memory 4G
 
 bench: deps ## measure start, size and costs, beside QEMU
-	@$(MAKE) --no-print-directory built $(BUILD)/tests/bench/first-output $(BUILD)/tests/bench/switch
+	@$(MAKE) --no-print-directory built $(BUILD)/tests/bench/first-output $(BUILD)/tests/bench/switch \
+	    $(BUILD)/tests/bench/loopback
 	@BUILD=$(BUILD) tests/bench/bench.sh
 
 deps: ## install the Debian packages that all this takes

@@ -14,7 +14,7 @@ trap 'rm -rf "$WORK"' EXIT
 
 usage() {
     cat <<EOF
-Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [lab]
+Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [migration] [lab]
 Measure Ferry beside QEMU; all parts, or those that are named.
 
   --rounds N      runs of each program for start (default: $rounds) ...
@@ -32,13 +32,13 @@ while (($#)); do
         --rounds) rounds=$2; shift ;;
         --lab-rounds) lab_rounds=$2; shift ;;
         --kernel) kernel=$2; shift ;;
-        start | memory | costs | switch | lab) parts+=("$1") ;;
+        start | memory | costs | switch | migration | lab) parts+=("$1") ;;
         -h | --help) usage; exit ;;
         *) usage >&2; exit 2 ;;
     esac
     shift
 done
-((${#parts[@]})) || parts=(start memory costs switch lab)
+((${#parts[@]})) || parts=(start memory costs switch migration lab)
 
 # Both programs are given as little to do as they can be: no default devices, no configuration.
 qemu=(qemu-system-x86_64 -enable-kvm -nodefaults -no-user-config -display none -serial stdio
@@ -149,6 +149,55 @@ switch() {
     echo "| | |"
     echo "| --- | ---: |"
     "$BUILD/tests/bench/switch" | sed -E 's/^([^ ]*) (.*)$/| \1 | \2 |/'
+    echo
+}
+
+# migrated LABEL MEMORY WORDS ADDRESS [OPTION...]: a row: the payload migrate of so much memory goes
+# there. What it says in the end is looked at: figures of a guest that was spoilt are none.
+migrated() {
+    local label=$1 guest receiver line
+    rm -f "$WORK"/m.*
+    mkfifo "$WORK/m.out" "$WORK/m.said" "$WORK/m.in"
+    "$FERRY" run -k "$GUESTS/migrate.elf" -m "$2" -a "$3" --name bench-migrate </dev/null >"$WORK/m.out" &
+    guest=$!
+    read -r -t 300 line <"$WORK/m.out"
+    "$FERRY" receive -v --once --name bench-migrated "$4" <>"$WORK/m.in" >"$WORK/m.verdict" 2>"$WORK/m.said" &
+    receiver=$!
+    exec 4<"$WORK/m.said"
+    read -r -t 60 -u 4 line
+    "$FERRY" migrate --json "${@:5}" bench-migrate "${4/%:0/:${line##* }}" | tail -n 1 >"$WORK/m.summary"
+    wait $guest || :
+    printf q 1<>"$WORK/m.in"
+    wait $receiver || :
+    exec 4<&-
+    grep -q '^verdict: .* 0 failed' "$WORK/m.verdict" || label="$label (memory was spoilt)"
+    perl -MJSON::PP -e '
+        my $s = decode_json(<STDIN>);
+        my $mib = $s->{sent_bytes} / 1048576;
+        printf("| %s | %.0f ms | %.1f ms | %.1f ms | %d | %.0f MiB | %.0f MiB/s | %d %% |\n", $ARGV[0],
+               $s->{elapsed_ms}, $s->{downtime_ms}, $s->{destination_downtime_ms}, $s->{rounds}, $mib,
+               $mib * 1000 / $s->{elapsed_ms}, $s->{throttle})' "$label" <"$WORK/m.summary"
+}
+
+migration() {
+    local size rate
+    local tcp=tcp:127.0.0.1:0
+    export XDG_RUNTIME_DIR=$WORK
+    echo "## Live migration, from process to process"
+    echo
+    echo "$(nproc) CPUs for both processes and the guest. The loopback carries $("$BUILD/tests/bench/loopback" 1024) MiB/s" \
+        "when nothing else is done."
+    echo
+    echo "| guest | in all | stopped, by the source | by the destination | rounds | sent | rate | slowed by |"
+    echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for size in 256M 1G 4G 8G; do
+        migrated "idle, $size" $size 'bytes=4M hot=0 rest' $tcp
+    done
+    migrated '1 GiB, all written, idle' 1200M 'bytes=1G hot=0 rest' $tcp
+    for rate in 10 100 500 2000; do
+        migrated "1 GiB, writes $rate MB/s over 256 MiB" 1G "bytes=256M hot=256M rate=${rate}000000" $tcp
+    done
+    migrated '4 GiB, memory handed over' 4G 'bytes=1G hot=0 rest' "unix:$WORK/m.link"
     echo
 }
 
