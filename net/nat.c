@@ -10,8 +10,9 @@
  * tick stops in the second case. As the library's clock stands still between calls, it is set
  * right (by a call that looks at no socket) before a frame is handed in after a pause.
  *
- * Frames to the guest that its NIC refuses wait in a bounded backlog; then they are dropped and
- * counted, and TCP sends them again. Frames from the guest are copied once before anybody looks at
+ * TCP segments that follow each other go to a guest that accepts it as one large segment, at the
+ * latest when the library has done its work. Frames to the guest that its NIC refuses wait in a
+ * bounded backlog; then they are dropped and counted, and TCP sends them again. Frames from the guest are copied once before anybody looks at
  * them, pass nat_guard.c, and are copied again by the library.
  *
  * Does not save the library's state: open connections do not survive a migration. Owned by the
@@ -31,6 +32,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include "net/coalesce.h"
 #include "net/nat_guard.h"
 #include "net/nat_polls.h"
 #include "net/slirp_api.h"
@@ -105,6 +107,7 @@ struct nat {
     unsigned max_sockets;
     uint8_t *frame;       /* owns; the copy of what the guest sends, frame_max bytes */
     size_t frame_max;
+    struct net_coalescer coalescer; /* goes before the backlog */
     struct nat_backlog backlog;
     struct nat_counters counters;
     struct log_rate log_rate;
@@ -154,14 +157,39 @@ static void hold_back(struct nat *nat, const void *bytes, size_t length)
     backlog->count++;
 }
 
+static uint32_t guest_accepts(const struct nat *nat)
+{
+    return nat->port.peer ? net_port_accepts(nat->port.peer) : 0;
+}
+
+/* Whether nothing is left in the coalescer: the guest's end took what was, if anything. */
+static bool send_coalesced(struct nat *nat)
+{
+    struct net_frame frame;
+
+    if (!net_coalescer_frame(&nat->coalescer, &frame))
+        return true;
+    nat->unflushed = true;
+    if (net_port_send(&nat->port, &frame, 1) != 1)
+        return false;
+    net_coalescer_clear(&nat->coalescer);
+    return true;
+}
+
 static ssize_t on_send_packet(const void *bytes, size_t length, void *opaque)
 {
     struct nat *nat = opaque;
+    uint32_t accepts = guest_accepts(nat);
 
     if (length < NET_FRAME_MIN || length > NET_FRAME_MAX)
         return (ssize_t)length;
-    if (nat->backlog.count > 0 || !send_bytes(nat, bytes, length))
-        hold_back(nat, bytes, length);
+    nat->unflushed = true;
+    if (nat->backlog.count == 0 &&
+        (net_coalescer_add(&nat->coalescer, accepts, bytes, length) ||
+         (send_coalesced(nat) && (net_coalescer_add(&nat->coalescer, accepts, bytes, length) ||
+                                  send_bytes(nat, bytes, length)))))
+        return (ssize_t)length;
+    hold_back(nat, bytes, length);
     return (ssize_t)length;
 }
 
@@ -169,6 +197,7 @@ static void flush(struct nat *nat)
 {
     if (!nat->unflushed)
         return;
+    (void)send_coalesced(nat);
     nat->unflushed = false;
     net_port_flush(&nat->port);
 }
@@ -178,7 +207,7 @@ static void port_ready(struct net_port *port)
     struct nat *nat = (struct nat *)port;
     struct nat_backlog *backlog = &nat->backlog;
 
-    while (backlog->count > 0) {
+    while (send_coalesced(nat) && backlog->count > 0) {
         const uint8_t *bytes = backlog->frames + backlog->head * backlog->slot_size;
 
         if (!send_bytes(nat, bytes, backlog->lengths[backlog->head]))
@@ -667,6 +696,7 @@ static void release(struct nat *nat)
 {
     nat_polls_fini(&nat->polls);
     backlog_fini(&nat->backlog);
+    net_coalescer_fini(&nat->coalescer);
     free(nat->frame);
     free(nat);
 }
@@ -690,6 +720,8 @@ int nat_create(struct nat **out, struct loop *loop, const struct nat_config *con
     nat->frame_max = ETHER_HDR_LEN + VLAN_TAG_LENGTH + config->mtu;
     nat_polls_init(&nat->polls, loop);
     error = backlog_init(&nat->backlog, nat->frame_max);
+    if (!error)
+        error = net_coalescer_init(&nat->coalescer);
     nat->frame = malloc(nat->frame_max);
     if (error || !nat->frame) {
         log_error("%s: out of memory", config->name);

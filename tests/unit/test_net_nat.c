@@ -547,6 +547,78 @@ Test(nat, a_connection_to_the_host_carries_data_both_ways)
     close(listener);
 }
 
+/* A guest that accepts large segments, and takes a stream in. */
+#define BULK 40000u
+
+static struct {
+    struct connection c;
+    uint8_t data[BULK];
+    uint32_t first; /* sequence number of the stream's first byte */
+    unsigned large; /* segments that were more than one */
+    bool unacknowledged;
+} bulk;
+
+static unsigned bulk_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
+{
+    static uint8_t bytes[NET_FRAME_MAX];
+
+    (void)port;
+    for (unsigned i = 0; i < n; i++) {
+        size_t payload, at;
+
+        net_frame_copy(&frames[i], bytes);
+        if (bytes[AT_IP + 9] != tcp)
+            continue;
+        payload = frames[i].length - AT_L4 - TCP_BYTES;
+        at = get32(bytes + AT_L4 + 4) - bulk.first;
+        cr_assert_eq(at, bulk.c.ack - bulk.first, "a segment is missing");
+        cr_assert_leq(at + payload, BULK);
+        memcpy(bulk.data + at, bytes + AT_L4 + TCP_BYTES, payload);
+        bulk.c.ack += (uint32_t)payload;
+        bulk.unacknowledged = true;
+        bulk.large += frames[i].gso_type == NET_GSO_TCP4;
+        if (frames[i].gso_type)
+            cr_assert(frames[i].needs_csum && payload > frames[i].gso_size);
+    }
+    return n;
+}
+
+/* Acknowledges, outside of deliver(); whether all is there. */
+static bool bulk_is_there(void *arg)
+{
+    (void)arg;
+    if (bulk.unacknowledged) {
+        bulk.unacknowledged = false;
+        tcp_send(&bulk.c, TCP_ACK, NULL, 0);
+    }
+    return bulk.c.ack - bulk.first == BULK;
+}
+
+Test(nat, a_guest_that_accepts_large_segments_gets_a_stream_in_such)
+{
+    static const struct net_port_ops bulk_ops = {.deliver = bulk_deliver};
+    static uint8_t data[BULK];
+    uint16_t port;
+    int listener = host_listener(&port), fd;
+
+    for (size_t i = 0; i < BULK; i++)
+        data[i] = (uint8_t)(i * 7 + (i >> 8));
+    start();
+    introduce();
+    bulk.c = tcp_connect(port);
+    bulk.first = bulk.c.ack;
+    wait_readable(listener);
+    fd = accept(listener, NULL, NULL);
+    guest->port.ops = &bulk_ops;
+    atomic_store(&guest->port.accepts, NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4);
+    cr_assert_eq(send(fd, data, BULK, 0), BULK);
+    cr_assert_eq(loop_run_until(loop, bulk_is_there, NULL, DEADLINE_NS), 0);
+    cr_assert_arr_eq(bulk.data, data, BULK);
+    cr_assert_gt(bulk.large, 0);
+    close(fd);
+    close(listener);
+}
+
 Test(nat, the_end_of_a_connection_is_passed_on_both_ways)
 {
     uint16_t port;
