@@ -44,6 +44,8 @@ void switch_port_get_info(const struct switch_port *port, struct switch_port_inf
         .learnt = port->learnt,
         .promiscuous = port->promiscuous,
     };
+    info->counters.out_frames = port->end.sent.frames;
+    info->counters.out_bytes = port->end.sent.bytes;
     memcpy(info->macs, port->macs, sizeof(info->macs));
 }
 

@@ -178,9 +178,6 @@ static unsigned send_to_port(struct net_switch *sw, struct switch_port *to,
         sw->dirty[sw->n_dirty++] = to->number;
     }
     taken = net_port_send(&to->end, frames, n);
-    to->counters.out_frames += taken;
-    for (unsigned i = 0; i < taken; i++)
-        to->counters.out_bytes += frames[i].length;
     to->counters.dropped[SWITCH_DROP_FULL] += n - taken;
     return taken;
 }

@@ -706,9 +706,6 @@ static void send_built(struct net_switch *sw, struct batch *batch, struct switch
         sw->dirty[sw->n_dirty++] = to->number;
     }
     taken = net_port_send(&to->end, batch->sent, n);
-    to->counters.out_frames += taken;
-    for (unsigned i = 0; i < taken; i++)
-        to->counters.out_bytes += batch->sent[i].length;
     to->counters.dropped[SWITCH_DROP_FULL] += n - taken;
     if (to->mirror_out)
         mirror_sent(sw, batch, to, taken);

@@ -435,15 +435,37 @@ Test(net_switch, what_was_learnt_is_forgotten_with_time)
     cr_assert_eq(rig_dropped(0, SWITCH_DROP_UNKNOWN), 1);
 }
 
+Test(net_switch, who_is_heard_of_again_is_not_forgotten)
+{
+    rig_add_guest(0, NULL);
+    rig_add_guest(1, "learn=on");
+    for (unsigned i = 0; i < 3; i++) {
+        rig_send_raw(1, rig_mac(90), rig_mac(0));
+        rig_now += (SWITCH_AGE_DEFAULT - 1) * RIG_SECOND;
+        rig_send_to(0, rig_mac(90));
+    }
+    cr_assert_eq(rig_fakes[1].n, 3);
+}
+
 Test(net_switch, what_was_learnt_in_one_vlan_is_unknown_in_another)
 {
     rig_add_guest(0, "vlan=10");
     rig_add_guest(1, "vlan=20");
-    rig_add_guest(2, "trunk=10-20,learn=on");
-    rig_fakes[2].n = 0;
-    rig_send_raw(2, rig_mac(90), rig_mac(91)); /* no tag: not admitted, not learnt */
-    cr_assert_eq(rig_info(2).learnt, 0);
-    cr_assert_eq(rig_dropped(2, SWITCH_DROP_VLAN), 1);
+    rig_add_guest(2, "trunk=10-20,native=10,learn=on");
+    rig_send_raw(2, rig_mac(90), rig_mac(0)); /* in VLAN 10 */
+    rig_send_to(0, rig_mac(90));
+    rig_send_to(1, rig_mac(90));
+    cr_assert_eq(rig_fakes[2].n, 1);
+    cr_assert_eq(rig_dropped(1, SWITCH_DROP_UNKNOWN), 1);
+}
+
+Test(net_switch, nothing_is_learnt_of_a_frame_that_is_not_admitted)
+{
+    rig_add_guest(0, NULL);
+    rig_add_guest(1, "trunk=10-20,learn=on");
+    rig_send_raw(1, rig_mac(90), rig_mac(0));
+    cr_assert_eq(rig_info(1).learnt, 0);
+    cr_assert_eq(rig_dropped(1, SWITCH_DROP_VLAN), 1);
 }
 
 Test(net_switch, a_registered_address_is_not_learnt_elsewhere)
@@ -729,6 +751,24 @@ Test(net_switch, settings_change_at_run_time)
     cr_assert_eq(switch_port_settings(rig_ports[1])->promiscuous, SWITCH_ON);
     memcpy(config.name, "other", 6);
     cr_assert_eq(switch_port_configure(rig_ports[1], &config), -EINVAL);
+}
+
+Test(net_switch, a_policy_counts_at_once_for_addresses_that_are_there)
+{
+    struct switch_port_config config;
+
+    rig_add_guest(0, NULL);
+    rig_add_guest(1, NULL);
+    fake_port_say_mac(&rig_fakes[1], rig_mac(66));
+    config = *switch_port_settings(rig_ports[1]);
+    cr_assert_eq(switch_port_config_update("set", "mac-change=off", &config), 0);
+    cr_assert_eq(switch_port_configure(rig_ports[1], &config), 0);
+    rig_send_to(0, rig_mac(66));
+    cr_assert_eq(rig_fakes[1].n, 0);
+    cr_assert_eq(switch_port_config_update("set", "mac-change=on", &config), 0);
+    cr_assert_eq(switch_port_configure(rig_ports[1], &config), 0);
+    rig_send_to(0, rig_mac(66));
+    cr_assert_eq(rig_fakes[1].n, 1);
 }
 
 Test(net_switch, one_vlan_key_replaces_all_vlan_settings)

@@ -413,8 +413,8 @@ Test(net_switch_mirror, what_a_guest_says_from_a_spoofed_address_is_not_believed
 }
 
 /* Neighbour discovery from a source about a target; type 135 or 136. */
-static void say_neighbour(unsigned type, const uint8_t source[16], const uint8_t target[16],
-                          unsigned tag)
+static void say_neighbour_from(unsigned type, const uint8_t source[16],
+                               const uint8_t target[16], unsigned tag, unsigned hops)
 {
     uint8_t bytes[14 + 4 + 40 + 24] = {0};
     size_t at = 12;
@@ -429,11 +429,17 @@ static void say_neighbour(unsigned type, const uint8_t source[16], const uint8_t
     at += 2;
     bytes[at] = 0x60;
     bytes[at + 6] = 58;
-    bytes[at + 7] = 255;
+    bytes[at + 7] = (uint8_t)hops;
     memcpy(bytes + at + 8, source, 16);
     bytes[at + 40] = (uint8_t)type;
     memcpy(bytes + at + 48, target, 16);
     fake_port_send(&rig_fakes[0], bytes, at + 64);
+}
+
+static void say_neighbour(unsigned type, const uint8_t source[16], const uint8_t target[16],
+                          unsigned tag)
+{
+    say_neighbour_from(type, source, target, tag, 255);
 }
 
 Test(net_switch_mirror, ipv6_addresses_are_known_by_their_vlan)
@@ -446,6 +452,7 @@ Test(net_switch_mirror, ipv6_addresses_are_known_by_their_vlan)
     say_neighbour(135, none, b, 0);  /* b is being taken */
     say_neighbour(136, a, b, 10);    /* b is told of */
     say_neighbour(134, a, b, 0);     /* neither */
+    say_neighbour_from(136, b, a, 10, 254); /* through a router, which cannot be */
     cr_assert_eq(addresses(0, list), 3);
     cr_assert_arr_eq(list[0].bytes, b, 16);
     cr_assert_eq(list[0].vlan, 10);

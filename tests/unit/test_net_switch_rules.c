@@ -146,6 +146,16 @@ Test(net_switch_rules, a_redirect_keeps_to_vlans)
     cr_assert_eq(rig_fakes[2].n, 1);
 }
 
+Test(net_switch_rules, a_redirect_goes_between_isolated_ports)
+{
+    rig_add_guest(0, "isolated=on");
+    rig_add_guest(1, "isolated=on");
+    rig_add_guest(2, NULL);
+    rig_rules((const char *[]){"proto=tcp,dport=80,action=redirect:p1", NULL});
+    send_flow(0, 2, A, 80);
+    cr_assert_eq(rig_fakes[1].n, 1);
+}
+
 Test(net_switch_rules, a_rule_moves_frames_into_another_vlan)
 {
     rig_add_guest(0, "vlan=10");

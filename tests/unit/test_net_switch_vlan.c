@@ -164,6 +164,16 @@ Test(net_switch_vlan, an_uplink_without_settings_carries_all_vlans)
     expect(NO_TAG, NO_TAG, "VLAN 4094");
 }
 
+Test(net_switch_vlan, a_native_port_without_a_list_carries_all_vlans_but_0)
+{
+    rig_add_guest(0, "trunk=all");
+    rig_add_guest(1, "native=5");
+    send_tagged(NO_TAG, NO_TAG);
+    expect_nothing("VLAN 0");
+    send_tagged(C(9), NO_TAG);
+    expect(C(9), NO_TAG, "VLAN 9");
+}
+
 Test(net_switch_vlan, a_tunnel_takes_tagged_frames_whole_and_gives_them_back)
 {
     rig_add_guest(0, modes[TUNNEL]);
