@@ -425,6 +425,11 @@ void adapter_destroy(struct adapter *a)
     free(a);
 }
 
+const struct dhcp_leases *adapter_leases(const struct adapter *a)
+{
+    return a->leases;
+}
+
 struct net_port *adapter_port(struct adapter *adapter)
 {
     return tap_port(adapter->tap);

@@ -242,6 +242,11 @@ void uplink_destroy(struct uplink *uplink)
     free(uplink);
 }
 
+const struct dhcp_leases *uplink_leases(const struct uplink *uplink)
+{
+    return uplink->destroy == destroy_adapter ? adapter_leases(uplink->instance) : NULL;
+}
+
 struct net_port *uplink_port(struct uplink *uplink)
 {
     return uplink->port;

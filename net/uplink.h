@@ -93,6 +93,8 @@ int uplink_create(struct uplink **out, struct loop *loop, const char *name,
 /* Unplugs and takes away what was made on the host. Not from a callback of the loop. NULL is fine. */
 void uplink_destroy(struct uplink *uplink);
 
+/* What Ferry's own DHCP server on the uplink has bound to whom; NULL: there is no such server. */
+const struct dhcp_leases *uplink_leases(const struct uplink *uplink);
 /* The end that a NIC or a switch is plugged into. Owned by the uplink. */
 struct net_port *uplink_port(struct uplink *uplink);
 

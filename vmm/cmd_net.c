@@ -199,6 +199,22 @@ static void print_mirrors(const json_t *info)
     }
 }
 
+static void print_leases(const json_t *info)
+{
+    json_t *leases = json_object_get(info, "leases"), *lease;
+    size_t i;
+
+    if (json_array_size(leases) > 0)
+        printf("\n%-17s %-16s %s\n", "LEASE", "ADDRESS", "FOR");
+    json_array_foreach(leases, i, lease) {
+        const char *mac = "?", *address = "?";
+        json_int_t left = 0;
+
+        json_unpack(lease, "{s:s, s:s, s:I}", "mac", &mac, "address", &address, "left_s", &left);
+        printf("%-17s %-16s %lld s\n", mac, address, (long long)left);
+    }
+}
+
 static void print_caches(const json_t *info)
 {
     json_int_t exact = 0, flow = 0, misses = 0;
@@ -226,6 +242,7 @@ static enum exit_status show(const struct net_command *wanted)
         print_fdb(info);
         print_rules(info);
         print_mirrors(info);
+        print_leases(info);
         print_caches(info);
     }
     json_decref(info);

@@ -6,6 +6,7 @@
  * the end of a capture, which is answered when its file is written. What the switch has to say against
  * a request is the answer. Main thread, but for what loop_thread_call() runs.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -182,6 +183,28 @@ static json_t *describe_caches(const struct net_switch *sw)
                      "replaced", (json_int_t)c.replaced);
 }
 
+static bool add_lease(void *arg, const uint8_t mac[6], struct in_addr address, uint64_t until)
+{
+    uint64_t now = loop_now_ns() / 1000000000u;
+    char text[INET_ADDRSTRLEN] = "?";
+
+    inet_ntop(AF_INET, &address, text, sizeof(text));
+    json_array_append_new(arg, json_pack("{s:o, s:s, s:I}", "mac", mac_text(mac), "address", text,
+                                         "left_s", (json_int_t)(until > now ? until - now : 0)));
+    return true;
+}
+
+/* NULL: no DHCP server of ours is on the uplink. */
+static json_t *describe_leases(const struct process_switch *ps)
+{
+    const struct dhcp_leases *leases = ps->uplink ? uplink_leases(ps->uplink) : NULL;
+    json_t *json = leases ? json_array() : NULL;
+
+    if (leases)
+        dhcp_leases_each(leases, add_lease, json);
+    return json;
+}
+
 static int info_on_switch(struct process_switch *ps, const json_t *body, json_t **reply)
 {
     json_t *fdb = json_array(), *rules = json_array(), *mirrors = json_array();
@@ -190,10 +213,10 @@ static int info_on_switch(struct process_switch *ps, const json_t *body, json_t 
     switch_fdb_walk(ps->sw, add_address, fdb);
     switch_rules_walk(ps->sw, add_rule, rules);
     switch_mirrors_walk(ps->sw, add_mirror, mirrors);
-    *reply = json_pack("{s:s, s:s, s:s?, s:o, s:o, s:o, s:o, s:o}", "name", ps->name, "process",
+    *reply = json_pack("{s:s, s:s, s:s?, s:o, s:o, s:o, s:o, s:o, s:o*}", "name", ps->name, "process",
                        ps->process->name, "uplink", ps->uplink ? ps->mode : NULL, "ports",
                        describe_ports(ps->sw), "fdb", fdb, "rules", rules, "mirrors", mirrors,
-                       "caches", describe_caches(ps->sw));
+                       "caches", describe_caches(ps->sw), "leases", describe_leases(ps));
     return *reply ? 0 : -ENOMEM;
 }
 
