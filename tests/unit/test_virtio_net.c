@@ -1814,6 +1814,47 @@ Test(virtio_net, flows_that_were_not_seen_are_spread)
         cr_assert_lt(receive_flow(port), 2);
 }
 
+static void kick_the_second_pair(void)
+{
+    struct fake_piece piece = {DATA + 0x1000, HEADER + 70, false};
+
+    peer.during = NULL;
+    fake_queue_add(&many[3], &piece, 1);
+    fake_driver_kick(vdev, 3);
+}
+
+Test(virtio_net, a_pair_kicked_while_the_peer_has_frames_of_another_is_served)
+{
+    struct fake_piece piece = {DATA, HEADER + 60, false};
+
+    start_pairs(MQ_ONLY);
+    set_pairs(PAIRS);
+    peer.during = kick_the_second_pair;
+    fake_queue_add(&many[1], &piece, 1);
+    fake_driver_kick(vdev, 1);
+    fake_env_settle(&fake);
+    cr_assert_eq(peer.delivered, 2);
+    cr_assert_eq(peer.last_length, 70);
+    cr_assert_eq(fake_queue_used_idx(&many[3]), 1);
+}
+
+Test(virtio_net, all_pairs_wait_for_a_peer_without_room_and_go_on_together)
+{
+    struct fake_piece piece = {DATA, HEADER + 60, false};
+
+    start_pairs(MQ_ONLY);
+    set_pairs(PAIRS);
+    peer.full = true;
+    for (unsigned i = 0; i < PAIRS; i++) {
+        fake_queue_add(&many[i * 2 + 1], &piece, 1);
+        fake_driver_kick(vdev, i * 2 + 1);
+    }
+    cr_assert_eq(peer.calls, 1);
+    peer.full = false;
+    net_port_ready(&peer.port);
+    cr_assert_eq(peer.delivered, PAIRS);
+}
+
 Test(virtio_net, each_pair_that_received_is_interrupted)
 {
     start_pairs(MQ_ONLY);
