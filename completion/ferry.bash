@@ -113,8 +113,12 @@ _ferry() {
                     --help" -- "$word") ;;
             esac ;;
         receive)
-            [[ $previous == --name ]] || mapfile -t COMPREPLY < <(compgen \
-                -W 'tcp: unix: --name --once --verbose --help' -- "$word") ;;
+            case $previous in
+                --name) ;;
+                --from) mapfile -t COMPREPLY < <(compgen -A hostname -- "$word") ;;
+                *) mapfile -t COMPREPLY < <(compgen \
+                    -W 'tcp: unix: --name --from --once --verbose --help' -- "$word") ;;
+            esac ;;
         restore)
             [[ $previous == --name ]] ||
                 mapfile -t COMPREPLY < <(compgen -f -W '--name --verbose --help' -- "$word") ;;

@@ -42,6 +42,7 @@ complete -c ferry -n '__fish_seen_subcommand_from migrate' -l copy -d 'Copy memo
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l check -d 'Only compare'
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l cancel -d 'End the migration under way'
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l status -d 'How the migration stands'
+complete -c ferry -n '__fish_seen_subcommand_from receive' -l from -x -d 'Take a guest of that host only'
 complete -c ferry -n '__fish_seen_subcommand_from receive' -l once -d 'End when a guest does not come'
 complete -c ferry -n '__fish_seen_subcommand_from restore save' -F
 complete -c ferry -n '__fish_seen_subcommand_from restore receive' -l name -x -d 'Name of the guest'

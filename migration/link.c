@@ -292,13 +292,66 @@ unsigned link_port(int fd)
     return address.any.sa_family == AF_INET6 ? ntohs(address.v6.sin6_port) : 0;
 }
 
-int link_accept(struct link **out, int listen_fd)
-{
-    int fd;
+/* ---- who may come ---- */
 
-    do
-        fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    while (fd < 0 && (errno == EINTR || errno == ECONNABORTED));
+/* The 16 bytes of an IPv6 address, or an IPv4 one as IPv6 writes it (RFC 4291 §2.5.5.2). */
+static bool host_bytes(const struct sockaddr *address, uint8_t bytes[16])
+{
+    static const uint8_t mapped[12] = {[10] = 0xFF, [11] = 0xFF};
+
+    if (address->sa_family == AF_INET6) {
+        memcpy(bytes, &((const struct sockaddr_in6 *)address)->sin6_addr, 16);
+        return true;
+    }
+    if (address->sa_family != AF_INET)
+        return false;
+    memcpy(bytes, mapped, sizeof(mapped));
+    memcpy(bytes + 12, &((const struct sockaddr_in *)address)->sin_addr, 4);
+    return true;
+}
+
+static bool is_from(int fd, const char *from)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    union {
+        struct sockaddr any;
+        struct sockaddr_storage room;
+    } peer = {0};
+    socklen_t length = sizeof(peer);
+    struct addrinfo *found;
+    uint8_t its[16], wanted[16];
+    bool same = false;
+
+    if (getpeername(fd, &peer.any, &length) < 0 || !host_bytes(&peer.any, its) ||
+        getaddrinfo(from, NULL, &hints, &found) != 0)
+        return false;
+    for (const struct addrinfo *at = found; !same && at; at = at->ai_next)
+        same = host_bytes(at->ai_addr, wanted) && memcmp(its, wanted, sizeof(its)) == 0;
+    freeaddrinfo(found);
+    return same;
+}
+
+/* A connection of somebody who may come. */
+static int accept_from(int listen_fd, const char *from)
+{
+    for (;;) {
+        int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+        if (fd < 0 && errno != EINTR && errno != ECONNABORTED)
+            return -1;
+        if (fd < 0)
+            continue;
+        if (!from || is_from(fd, from))
+            return fd;
+        log_warn("somebody who is not %s wanted to hand over a guest", from);
+        close(fd);
+    }
+}
+
+int link_accept(struct link **out, int listen_fd, const char *from)
+{
+    int fd = accept_from(listen_fd, from);
+
     if (fd < 0) {
         int err = -errno;
         log_error("cannot accept a guest: %s", strerror(-err));

@@ -24,6 +24,7 @@
 struct receive_options {
     char *address;
     char *name;
+    char *from;
     bool once;
     unsigned verbose;
 };
@@ -40,6 +41,9 @@ static const struct cmd_operand operands[] = {
 static const struct cmd_option options[] = {
     {0, "TEXT", "as it had", "name of the guest",
      {.name = "name", .parse = option_parse_string, .offset = AT(name), .expects = "a name"}, NULL},
+    {0, "HOST", "any", "take a guest of that host only (tcp:)",
+     {.name = "from", .parse = option_parse_string, .offset = AT(from),
+      .expects = "a host's name or address"}, NULL},
     {0, NULL, "off", "end when a guest does not come after all",
      {.name = "once", .parse = option_parse_bool, .offset = AT(once)}, NULL},
     {'v', NULL, "off", "say more; twice for everything",
@@ -213,10 +217,14 @@ static enum exit_status wait_for_guest(const struct receive_options *wanted)
                   wanted->address);
         return STATUS_USAGE;
     }
+    if (wanted->from && door.address.is_unix) {
+        log_error("--from does not go together with unix:PATH: who may open the socket may come");
+        return STATUS_USAGE;
+    }
     if (link_listen(&door.address, &door.fd) < 0)
         return STATUS_USAGE;
     tell_address(&door);
-    while (link_accept(&link, door.fd) == 0)
+    while (link_accept(&link, door.fd, wanted->from) == 0)
         if (serve(wanted, &door, link, &status))
             break;
     close_door(&door);
@@ -241,6 +249,7 @@ static enum exit_status receive(const struct command *command, int argc, char **
     }
     free(wanted.address);
     free(wanted.name);
+    free(wanted.from);
     return status;
 }
 

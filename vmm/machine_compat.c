@@ -102,7 +102,8 @@ static void check_file(json_t *report, const char *what, const char *path)
                  "copy the file to the same path; the guest needs it when it restarts");
 }
 
-/* Whoever has the guest has its disk locked: a lock that is not seen here is on another disk. */
+/* Whoever has the guest has its disk locked: a lock that is not seen here is on another disk. It also
+ * keeps a source that is nobody's friend from having any file of this host opened as a disk. */
 static bool locked_by_another(int fd)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
@@ -132,7 +133,7 @@ static void check_disk(json_t *report, unsigned index, const struct disk_options
                  json_sprintf("%s has %lld bytes here, and %lld at the source", disk->path,
                               (long long)bytes_of(fd), (long long)bytes),
                  "make the image available by the same path, on storage that both hosts share");
-    else if (!disk->readonly && !locked_by_another(fd))
+    else if (!locked_by_another(fd))
         mismatch(report, what,
                  json_sprintf("%s is not the image that the guest uses: the source's lock is not "
                               "seen here", disk->path),

@@ -3,6 +3,7 @@
  * any byte. Whatever happens to it, the guest runs on one side at most, and is lost on none.
  */
 #include <criterion/criterion.h>
+#include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
 #include <poll.h>
@@ -612,6 +613,42 @@ Test(migration, reads_addresses)
     cr_expect_eq(link_parse(&a, "unix:/run/x y"), 0);
     cr_expect_str_eq(a.path, "/run/x y");
     cr_expect(a.is_unix);
+}
+
+/* A connection to the port from that address of this host. */
+static int connect_from(const char *from, unsigned port)
+{
+    struct sockaddr_in us = {.sin_family = AF_INET},
+                       them = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
+                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    cr_assert_eq(inet_pton(AF_INET, from, &us.sin_addr), 1);
+    cr_assert_eq(bind(fd, (struct sockaddr *)&us, sizeof(us)), 0);
+    cr_assert_eq(connect(fd, (struct sockaddr *)&them, sizeof(them)), 0);
+    return fd;
+}
+
+Test(migration, takes_a_guest_of_the_host_that_was_named_and_of_no_other)
+{
+    struct link_address address;
+    int listen_fd, stranger, friend;
+    struct link *link;
+    char byte;
+
+    cr_assert_eq(link_parse(&address, "tcp:127.0.0.1:0"), 0);
+    cr_assert_eq(link_listen(&address, &listen_fd), 0);
+    stranger = connect_from("127.0.0.2", link_port(listen_fd));
+    friend = connect_from("127.0.0.3", link_port(listen_fd));
+    cr_assert_eq(link_accept(&link, listen_fd, "127.0.0.3"), 0);
+    cr_expect_eq(read(stranger, &byte, 1), 0, "hung up on");
+    cr_expect_eq(write(friend, "x", 1), 1);
+    cr_assert_eq(link_reader(link)->fill(link_reader(link), &byte, 1), 0);
+    cr_expect_eq(byte, 'x');
+    link_destroy(link);
+    link_unlisten(&address, listen_fd);
+    close(stranger);
+    close(friend);
 }
 
 Test(migration, refuses_what_is_no_address)
