@@ -400,7 +400,7 @@ void attack_race(void)
         }
     }
     race_over = true;
-    check(smp_wait(helper, 5 * SECOND), "race-helper", "the other processor hangs");
+    check(smp_wait(helper, 30 * SECOND), "race-helper", "the other processor hangs");
     attack_end("race", MAY_BREAK);
     check(restarts > 0, "race-hits", "no change was ever seen by the device");
 }

@@ -16,7 +16,7 @@
 #include "verdict.h"
 
 #define QUIET       (20 * MILLISECOND)
-#define LIMIT       (5 * SECOND)
+#define LIMIT       (30 * SECOND)
 #define CANARY      0x5C
 #define REQUESTS    32
 #define BAR_SIZE    0x8000

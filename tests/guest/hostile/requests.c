@@ -12,7 +12,7 @@
 #include "timing.h"
 #include "verdict.h"
 
-#define LIMIT  (5 * SECOND)
+#define LIMIT  (30 * SECOND)
 #define SETTLE (20 * MILLISECOND)
 
 /* ---- block requests ---- */

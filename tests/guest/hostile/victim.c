@@ -14,7 +14,7 @@
 #include "timing.h"
 #include "verdict.h"
 
-#define LIMIT        (5 * SECOND)
+#define LIMIT        (30 * SECOND)
 #define SETTLE       (20 * MILLISECOND)
 #define TYPE_READ    0
 #define STATUS_NONE  0xEE
