@@ -32,6 +32,10 @@
 #define ETHERTYPE_IPV6 0x86DD
 
 #define HEADER_MAX PATH_HEADER_MAX
+
+/* Keeps what is done once a batch, or seldom, out of the loops over its frames, which are then few
+ * enough instructions for their values to stay in registers. */
+#define NOT_INLINE __attribute__((noinline))
 #define PIECES_MAX 1024u                   /* of a frame; a virtqueue's chain has no more */
 #define POOL (PIECES_MAX + 3 * NET_BATCH)
 
@@ -127,6 +131,7 @@ static bool has_room(struct net_switch *sw, const struct switch_port *port, uint
 }
 
 /* 802.1Q §8.7. An address that a NIC has registered is not learnt. */
+NOT_INLINE
 static void learn(struct net_switch *sw, struct switch_port *port, const uint8_t mac[6],
                   unsigned vlan, uint32_t now_s)
 {
@@ -211,6 +216,7 @@ static void note_neighbour(struct switch_port *port, const uint8_t *ip,
         note_address(port, address);
 }
 
+NOT_INLINE
 static void note_addresses(struct switch_port *port, const struct packet *packet,
                            const uint8_t *header)
 {
@@ -253,6 +259,7 @@ static inline void copy_short(uint8_t *to, const uint8_t *from, size_t length)
 }
 
 /* Copies the beginning of a frame that lies in pieces, and remembers where the rest is. */
+NOT_INLINE
 static void copy_pieces(struct packet *packet, uint8_t *to, const struct net_frame *frame)
 {
     size_t want = frame->length < HEADER_MAX ? frame->length : HEADER_MAX, got = 0;
@@ -319,7 +326,7 @@ static inline int probe_rules(const struct net_switch *sw, struct batch *batch, 
 }
 
 /* Without an exact match: the key is read once more. */
-__attribute__((noinline))
+NOT_INLINE
 static uint32_t find_rule(struct net_switch *sw, struct batch *batch, unsigned i)
 {
     struct flow_key key;
@@ -378,6 +385,7 @@ static int go_to(const struct net_switch *sw, struct packet *packet,
 }
 
 /* Finds the receiver by the address. */
+NOT_INLINE
 static int find_receiver(struct net_switch *sw, struct batch *batch, struct packet *packet,
                          const uint8_t *mac)
 {
@@ -403,6 +411,7 @@ static int find_receiver(struct net_switch *sw, struct batch *batch, struct pack
 }
 
 /* Where the rules send it: to a port, whatever its address. */
+NOT_INLINE
 static int redirect(const struct net_switch *sw, struct packet *packet,
                     const struct switch_port *from, unsigned number)
 {
@@ -523,6 +532,7 @@ static inline int decide(struct net_switch *sw, struct batch *batch, unsigned i)
 }
 
 /* The share of a port, which is a new one when it has none in this batch. */
+NOT_INLINE
 static struct share *find_share(struct batch *batch, struct switch_port *to)
 {
     struct share *share;
@@ -557,6 +567,7 @@ static inline struct share *add_to_share(struct net_switch *sw, struct batch *ba
     return share;
 }
 
+NOT_INLINE
 static void look_at_all(struct net_switch *sw, struct batch *batch)
 {
     uint64_t bytes = 0;
@@ -570,6 +581,7 @@ static void look_at_all(struct net_switch *sw, struct batch *batch)
     batch->from->counters.in_bytes += bytes;
 }
 
+NOT_INLINE
 static void decide_all(struct net_switch *sw, struct batch *batch)
 {
     struct switch_port *from = batch->from;
@@ -610,7 +622,7 @@ static unsigned add_rest(const struct packet *packet, const struct net_frame *in
 
 /* Makes the frame with another tag, or without its own. Returns the number of pieces; 0: it
  * would be too long. */
-__attribute__((noinline))
+NOT_INLINE
 static unsigned change_tag(struct batch *batch, unsigned i, struct path_form form,
                            struct net_frame *out, struct iovec *pieces)
 {
@@ -757,6 +769,7 @@ static inline void add_frame(struct net_switch *sw, struct batch *batch, struct 
     sending->pieces += pieces;
 }
 
+NOT_INLINE
 static void send_shares(struct net_switch *sw, struct batch *batch)
 {
     for (unsigned s = 0; s < batch->n_shares; s++) {
@@ -785,6 +798,7 @@ static bool is_for(struct batch *batch, struct packet *packet, const struct swit
     return between == PATH_GO;
 }
 
+NOT_INLINE
 static void send_many(struct net_switch *sw, struct batch *batch)
 {
     for (unsigned p = 0; p < sw->ports_end; p++) {
@@ -860,6 +874,7 @@ static void mirror_by_rules(struct net_switch *sw, struct batch *batch)
     }
 }
 
+NOT_INLINE
 static void mirror_all(struct net_switch *sw, struct batch *batch)
 {
     for (uint32_t left = batch->from->mirror_in; left; left &= left - 1)

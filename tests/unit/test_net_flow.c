@@ -199,7 +199,8 @@ Test(net_flow, icmp_types_stand_where_ports_do)
 
 Test(net_flow, arp_has_its_sender_and_target)
 {
-    static const uint8_t arp[28] = {0, 1, 8, 0, 6, 4, 0, 1, [14] = 10, [17] = 1, [24] = 10, [27] = 9};
+    static const uint8_t arp[28] = {0, 1, 8, 0, 6, 4, 0, 1, [14] = 10, [17] = 1, [24] = 10,
+                                    [27] = 9};
 
     start(0x0806);
     add(arp, sizeof(arp));
