@@ -36,6 +36,7 @@
 #include "vmm/util/loop.h"
 
 #define NS_PER_S 1000000000ull
+#define SERVER_REST_NS (NS_PER_S / 100)
 #define PREFIX 4u /* bytes of length before each frame */
 #define RECORD_MAX (PREFIX + NET_FRAME_MAX)
 #define IN_ROOM (4u * RECORD_MAX)
@@ -375,9 +376,11 @@ static void set_connected(struct stream_port *s)
     read_more(s);
 }
 
+/* A server has only to see to it that a peer that is broken off each time keeps nobody busy. */
 static void try_again(struct stream_port *s)
 {
-    loop_timer_set(s->loop, &s->again, loop_now_ns() + s->reconnect * NS_PER_S);
+    loop_timer_set(s->loop, &s->again,
+                   loop_now_ns() + (s->server ? SERVER_REST_NS : s->reconnect * NS_PER_S));
 }
 
 static void connect_failed(struct stream_port *s, int err)
@@ -466,7 +469,6 @@ static void disconnect(struct stream_port *s, const char *why)
     s->fd = -1;
     if (waiting)
         net_port_ready(&s->port);
-    /* Not at once: a peer that closes each connection shall not keep the loop busy. */
     if (!s->adopted)
         try_again(s);
 }

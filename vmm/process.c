@@ -20,6 +20,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "net/made.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process_control.h"
@@ -114,6 +115,7 @@ int process_create(struct process **out, const char *name)
         return -ENOMEM;
     p->name = name;
     p->signal_fd = -1;
+    made_sweep();
     err = loop_create(&p->loop, LOOP_ENTRIES) ? -EOPNOTSUPP : watch_signals(p);
     if (!err)
         err = control_create(&p->control, p->loop, name, process_tables, p);

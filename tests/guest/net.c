@@ -423,22 +423,29 @@ static bool take_lease(void)
     return false;
 }
 
+/* Asks all who has the gateway's address. */
+static bool send_arp(void)
+{
+    struct ether *ether = put_ether(broadcast, ETHER_ARP);
+    struct arp *arp = (struct arp *)(ether + 1);
+
+    *arp = (struct arp){ swap16(1), swap16(ETHER_IPV4), 6, 4, swap16(1), { 0 },
+                         lease.address, { 0 }, lease.router };
+    memcpy(arp->sender_mac, mac, 6);
+    return send_frame(sizeof(*ether) + sizeof(*arp));
+}
+
 static bool resolve_gateway(void)
 {
     for (unsigned try = 0; try < RETRIES; try++) {
-        struct ether *ether = put_ether(broadcast, ETHER_ARP);
-        struct arp *arp = (struct arp *)(ether + 1);
         struct deadline deadline = deadline_in(LIMIT);
         uint32_t length;
 
-        *arp = (struct arp){ swap16(1), swap16(ETHER_IPV4), 6, 4, swap16(1), { 0 },
-                             lease.address, { 0 }, lease.router };
-        memcpy(arp->sender_mac, mac, 6);
-        if (!send_frame(sizeof(*ether) + sizeof(*arp)))
+        if (!send_arp())
             return false;
         while ((length = next_frame(&deadline)) != 0) {
             const struct arp *reply = (const struct arp *)(received() + 1);
-            if (length < sizeof(*ether) + sizeof(*reply) ||
+            if (length < sizeof(struct ether) + sizeof(*reply) ||
                 received()->type != swap16(ETHER_ARP) || reply->operation != swap16(2) ||
                 reply->sender_ip != lease.router)
                 continue;
@@ -447,6 +454,21 @@ static bool resolve_gateway(void)
         }
     }
     return false;
+}
+
+/* Whether an interrupt comes. Who polls may be so fast that none is due; so this waits for the answer
+ * to a question without looking at the queue. */
+static bool is_interrupted(void)
+{
+    for (unsigned try = 0; try < RETRIES && irq_count(RX_VECTOR) == 0; try++) {
+        struct deadline deadline = deadline_in(LIMIT);
+
+        if (!send_arp())
+            return false;
+        while (irq_count(RX_VECTOR) == 0 && !deadline_over(&deadline))
+            cpu_pause();
+    }
+    return irq_count(RX_VECTOR) > 0;
 }
 
 static bool ping(uint16_t sequence, uint32_t size)
@@ -588,7 +610,7 @@ int main(const struct boot_info *info)
     irq_enable();
     check_with("packed-interrupts", VIRTIO_F_RING_PACKED | VIRTIO_F_EVENT_IDX, RX_SIZE, true);
     check_with("interrupts", VIRTIO_F_EVENT_IDX, RX_SIZE, true);
-    check(irq_count(RX_VECTOR) > 0, "msix-interrupt", "none came");
+    check(is_interrupted(), "msix-interrupt", "none came");
     irq_disable();
     check(virtio_reset(&nic), "reset", "the status does not return to 0");
     return 0;
