@@ -89,7 +89,7 @@ static int receive_fd(int socket_fd)
 int bridge_helper_open(const char *who, const char *bridge)
 {
     const char *helper = find_helper();
-    int ends[2], fd, status = 0;
+    int ends[2] = {-1, -1}, fd, status = 0;
     pid_t pid;
 
     if (!helper)

@@ -285,8 +285,8 @@ static size_t wrap(const struct dhcp_server *server, const struct request *reque
     memcpy(h.ether.ether_shost, server->config.mac, ETH_ALEN);
     h.ether.ether_type = htons(ETHERTYPE_IP);
     choose_receiver(request, type, m->yiaddr, &h);
-    h.checksum = checksum(&h.version_length, IP_LENGTH, 0);
     memcpy(frame, &h, sizeof(h));
+    h.checksum = checksum(frame + ETHER_HDR_LEN, IP_LENGTH, 0);
     /* RFC 768: the pseudo header has the addresses, the protocol and the length. */
     sum = checksum(frame + sizeof(h) - UDP_LENGTH - 8, 8 + UDP_LENGTH + length,
                    (uint32_t)(IPPROTO_UDP + UDP_LENGTH + length));

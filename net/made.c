@@ -138,7 +138,7 @@ static int log_failure(const char *what, int err)
 
 static int note(struct made *made, const char *what, const char *line)
 {
-    int folder, lock;
+    int folder = -1, lock = -1;
     int err = open_folder(true, &folder, &lock);
 
     if (!err) {
@@ -324,7 +324,7 @@ static int turn_on(struct made *made, int folder, const char *link, const char *
 int made_forwarding(struct made *made, const char *link, bool *changed)
 {
     char line[LINE_MAX_BYTES];
-    int folder, lock;
+    int folder = -1, lock = -1;
     int err = open_folder(true, &folder, &lock);
 
     if (err)
@@ -371,7 +371,7 @@ static bool undo(int folder, int fd, const char *tag)
 
 static void end_record(struct made *made, bool undone)
 {
-    int folder, lock;
+    int folder = -1, lock = -1;
 
     if (made->fd < 0)
         return;
@@ -410,7 +410,7 @@ static void sweep_one(int folder, const char *tag)
 void made_sweep(void)
 {
     const struct dirent *entry;
-    int folder, lock;
+    int folder = -1, lock = -1;
     DIR *dir;
 
     if (open_folder(false, &folder, &lock) < 0)

@@ -44,6 +44,7 @@ enum {
 };
 #define MODE_NAT (MODE_SLIRP | MODE_PASST | MODE_KERNEL)
 #define MODE_ADAPTER (MODE_KERNEL | MODE_HOSTONLY)
+#define MODE_NETWORK (MODE_SLIRP | MODE_PASST | MODE_ADAPTER) /* that has one of its own */
 #define MODE_DEVICE (MODE_ADAPTER | MODE_MACVTAP | MODE_BRIDGE | MODE_TAP)
 
 static unsigned mode_of(const struct uplink_config *config)
@@ -203,14 +204,14 @@ static const struct {
     {"server", MODE_STREAM},
     {"reconnect", MODE_STREAM},
     {"forward", MODE_NAT},
-    {"subnet", MODE_NAT | MODE_ADAPTER},
-    {"dns", MODE_NAT | MODE_ADAPTER},
+    {"subnet", MODE_NETWORK},
+    {"dns", MODE_NETWORK},
     {"router", MODE_ADAPTER},
     {"domain", MODE_SLIRP | MODE_ADAPTER},
     {"dhcp", MODE_ADAPTER},
     {"lease", MODE_ADAPTER},
     {"leases", MODE_ADAPTER},
-    {"mtu", MODE_NAT | MODE_ADAPTER},
+    {"mtu", MODE_NETWORK},
     {"queues", MODE_DEVICE},
     {"ipv6", MODE_SLIRP | MODE_PASST},
     {"restricted", MODE_SLIRP},

@@ -433,8 +433,8 @@ Test(dhcp, options_in_the_fields_for_names_are_read)
     client.type = DISCOVER;
     length = dhcp_client_frame(&client, frame);
     /* RFC 2132 §9.3: option 52 of value 1 says that there are options in `file`; the type goes there. */
-    memcpy(frame + options, "\x34\x01\x01", 3);
-    memcpy(frame + file, "\x35\x01\x01\xFF", 4);
+    memcpy(frame + options, (const uint8_t[]){52, 1, 1}, 3);
+    memcpy(frame + file, (const uint8_t[]){53, 1, 1, 255}, 4);
     got = dhcp_answer(&server, frame, length, now, answer);
     cr_assert_eq(dhcp_client_read(answer, got, &reply), 0);
     cr_assert_eq(reply.type, OFFER);
