@@ -117,7 +117,7 @@ _ferry() {
                 --name) ;;
                 --from) mapfile -t COMPREPLY < <(compgen -A hostname -- "$word") ;;
                 *) mapfile -t COMPREPLY < <(compgen \
-                    -W 'tcp: unix: --name --from --once --verbose --help' -- "$word") ;;
+                    -W 'tcp: unix: --name --from --switch --once --verbose --help' -- "$word") ;;
             esac ;;
         restore)
             [[ $previous == --name ]] ||

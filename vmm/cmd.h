@@ -74,6 +74,21 @@ void cmd_print_help(const struct command *command);
 
 /* ---- for the commands that run a guest; in cmd_run.c ---- */
 
+struct process;
+struct switch_options;
+
+/* What --switch asked for; each is owned. Zero-initialised: nothing. */
+#define CMD_MAX_SWITCHES 16
+struct cmd_switches {
+    struct switch_options *list; /* owns */
+    unsigned n;
+};
+/* Reads one --switch. -EINVAL, -ENOMEM, -ENOSPC; logged. */
+int cmd_add_switch(struct cmd_switches *switches, const char *text);
+/* Makes them in the process, before its guests. Errors of process_add_switch(). */
+int cmd_make_switches(const struct cmd_switches *switches, struct process *process);
+void cmd_free_switches(struct cmd_switches *switches);
+
 struct machine;
 struct machine_config;
 struct process;

@@ -27,7 +27,13 @@ struct receive_options {
     char *from;
     bool once;
     unsigned verbose;
+    struct cmd_switches switches;
 };
+
+static int read_switch(void *object, const char *text)
+{
+    return cmd_add_switch(&((struct receive_options *)object)->switches, text);
+}
 
 #define AT(field) offsetof(struct receive_options, field)
 
@@ -41,6 +47,8 @@ static const struct cmd_operand operands[] = {
 static const struct cmd_option options[] = {
     {0, "TEXT", "as it had", "name of the guest",
      {.name = "name", .parse = option_parse_string, .offset = AT(name), .expects = "a name"}, NULL},
+    {'s', "NAME", "none", "switch for the guest's cards; more: NAME,uplink=MODE;\nrepeat",
+     {.name = "switch"}, read_switch},
     {0, "HOST", "any", "take a guest of that host only (tcp:)",
      {.name = "from", .parse = option_parse_string, .offset = AT(from),
       .expects = "a host's name or address"}, NULL},
@@ -130,6 +138,8 @@ static int take_in(struct visit *v)
         return err;
     snprintf(v->process_name, sizeof(v->process_name), "incoming-%ld", (long)getpid());
     err = process_create(&v->process, v->process_name);
+    if (!err)
+        err = cmd_make_switches(&v->wanted->switches, v->process);
     if (!err)
         err = compare(v);
     return err ? err : machine_arrive(v->machine, v->target);
@@ -250,6 +260,7 @@ static enum exit_status receive(const struct command *command, int argc, char **
     free(wanted.address);
     free(wanted.name);
     free(wanted.from);
+    cmd_free_switches(&wanted.switches);
     return status;
 }
 

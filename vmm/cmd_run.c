@@ -16,13 +16,10 @@
 #include "vmm/process_net.h"
 #include "vmm/util/log.h"
 
-#define MAX_SWITCHES 16
-
 struct run_options {
     struct machine_config machine;
     unsigned verbose;
-    struct switch_options switches[MAX_SWITCHES];
-    unsigned n_switches;
+    struct cmd_switches switches;
 };
 
 static int read_memory(void *object, const char *text)
@@ -40,22 +37,46 @@ static int read_net(void *object, const char *text)
     return machine_config_add_net(&((struct run_options *)object)->machine, text);
 }
 
-static int read_switch(void *object, const char *text)
+int cmd_add_switch(struct cmd_switches *switches, const char *text)
 {
-    struct run_options *wanted = object;
     struct option_list list = {0};
     int err;
 
-    if (wanted->n_switches == MAX_SWITCHES) {
+    if (switches->n == CMD_MAX_SWITCHES) {
         log_error("--switch: '%s' is one too many: at most %u switches were expected", text,
-                  MAX_SWITCHES);
+                  CMD_MAX_SWITCHES);
         return -ENOSPC;
     }
+    if (!switches->list)
+        switches->list = calloc(CMD_MAX_SWITCHES, sizeof(*switches->list));
+    if (!switches->list)
+        return -ENOMEM;
     err = option_list_split(&list, "--switch", text);
     if (!err)
-        err = switch_options_read(&wanted->switches[wanted->n_switches++], &list);
+        err = switch_options_read(&switches->list[switches->n++], &list);
     option_list_fini(&list);
     return err;
+}
+
+int cmd_make_switches(const struct cmd_switches *switches, struct process *process)
+{
+    int err = 0;
+
+    for (unsigned i = 0; !err && i < switches->n; i++)
+        err = process_add_switch(process, &switches->list[i]);
+    return err;
+}
+
+void cmd_free_switches(struct cmd_switches *switches)
+{
+    for (unsigned i = 0; i < switches->n; i++)
+        switch_options_fini(&switches->list[i]);
+    free(switches->list);
+}
+
+static int read_switch(void *object, const char *text)
+{
+    return cmd_add_switch(&((struct run_options *)object)->switches, text);
 }
 
 int cmd_count_up(const struct option_key *key, const char *text, void *field)
@@ -224,8 +245,8 @@ static enum exit_status create_and_run(const struct run_options *wanted)
     struct machine *machine;
     int error = process_create(&process, wanted->machine.name);
 
-    for (unsigned i = 0; !error && i < wanted->n_switches; i++)
-        error = process_add_switch(process, &wanted->switches[i]);
+    if (!error)
+        error = cmd_make_switches(&wanted->switches, process);
     if (!error)
         error = machine_create(&machine, process, &wanted->machine);
     if (!error)
@@ -253,8 +274,7 @@ static enum exit_status run(const struct command *command, int argc, char **argv
         break;
     }
     machine_config_fini(&wanted.machine);
-    for (unsigned i = 0; i < wanted.n_switches; i++)
-        switch_options_fini(&wanted.switches[i]);
+    cmd_free_switches(&wanted.switches);
     return status;
 }
 
