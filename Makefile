@@ -21,7 +21,7 @@ CFLAGS_ALL   = -std=gnu17 $(O) $(WARN) -fno-strict-aliasing -fstack-protector-st
 LDFLAGS_ALL  = -Wl,--as-needed -Wl,-z,relro $(LDFLAGS) $(SAN)
 
 # Goals that compile nothing by themselves do not ask for libraries: some of them install those first.
-ifneq ($(filter-out help deps clean lab demo check bench check-layers uninstall, \
+ifneq ($(filter-out help deps clean lab linux demo check bench check-layers uninstall, \
                     $(or $(MAKECMDGOALS),all)),)
   ifneq ($(shell $(PKG_CONFIG) --exists $(PKGS) && echo yes),yes)
     $(error A library of: $(PKGS) is missing. Run `make deps`, which installs them)
@@ -65,7 +65,7 @@ $(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libferry
 -include tests/guest/guest.mk tests/fuzz/fuzz.mk tests/net/net.mk
 
 # ---- what takes packages that may be missing: they come first, then make starts over ----
-.PHONY: demo check lab bench deps built
+.PHONY: demo check lab linux bench deps built
 built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE)
 
 demo: deps ## boot a Linux guest with networking, and show it
@@ -80,6 +80,9 @@ lab: deps ## a shell on a KVM host under emulation, with ferry in it
 	@$(MAKE) --no-print-directory all
 	@tests/lab/lab shell --put $(BUILD)/ferry --put $$(tests/lab/guest-initramfs.sh):/root/initrd \
 	    --put $$(tests/lab/fetch.sh --kernel):/root/vmlinuz --memory 4G
+
+linux: deps ## the small Linux that boots where KVM emulates kernel code; prints where it is
+	@tests/guest/linux.sh
 
 bench: deps ## measure start, size and costs, beside QEMU
 	@$(MAKE) --no-print-directory built $(BUILD)/tests/bench/first-output $(BUILD)/tests/bench/switch \

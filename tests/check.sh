@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs every test: unit tests, the command line, payload guests, the fuzz targets over their stored
-# corpora, unit tests and payload guests under the sanitizers, and the lab. What is run must have been
-# built (`make check` does both).
+# corpora, unit tests and payload guests under the sanitizers, Linux by this host's own KVM, and the
+# lab. What is run must have been built (`make check` does both).
 #
 # Each suite prints 'ok NAME', 'not ok NAME' or 'skipped NAME: reason' and ends with the counts in a
 # line 'N passed, N failed, N skipped'; so does this script, with the sums. A suite that ends without
@@ -17,7 +17,8 @@ started=$SECONDS
 usage() {
     cat <<EOF
 Usage: tests/check.sh [SUITE]...
-Run the suites, or those that are named: unit, cli, guest, modes, fuzz, asan_unit, asan_guest, lab.
+Run the suites, or those that are named: unit, cli, guest, modes, fuzz, asan_unit, asan_guest,
+linux, lab.
 EOF
 }
 
@@ -97,6 +98,8 @@ suite_fuzz() {
     ((bad == 0))
 }
 
+suite_linux() { tests/linux/run-tests --ferry "$BUILD/ferry"; }
+
 suite_lab() { tests/lab/run-tests --ferry "$BUILD/ferry"; }
 
 # suite NAME: runs it and adds its counts. Lines of counts are kept for the end, so that the last
@@ -124,7 +127,7 @@ case ${1-} in
     -h | --help) usage; exit ;;
     -*) usage >&2; exit 2 ;;
 esac
-(($#)) || set -- unit cli guest modes fuzz asan_unit asan_guest lab
+(($#)) || set -- unit cli guest modes fuzz asan_unit asan_guest linux lab
 for name; do
     declare -F "suite_$name" >/dev/null || { usage >&2; exit 2; }
 done

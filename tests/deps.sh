@@ -11,6 +11,8 @@ packages=(
     acpica-tools libcriterion-dev mandoc
     # the network modes
     iproute2 nftables passt procps util-linux
+    # the small Linux for hosts whose KVM emulates kernel code
+    bc bison flex libelf-dev
     # the lab and the demo
     bsdutils busybox-static cpio e2fsprogs lz4 netcat-openbsd qemu-system-x86 xz-utils zstd
 )

@@ -21,7 +21,7 @@
 #include "vmm/util/rundir.h"
 
 #define CACHE_NAME "kvm"
-#define CACHE_FORMAT "ferry-kvm-traits-1"
+#define CACHE_FORMAT "ferry-kvm-traits-2"
 #define CACHE_MAX 256
 #define KEY_MAX 96
 
@@ -71,8 +71,8 @@ close:
 int kvm_traits_load(const char *directory, const char *key, struct kvm_traits *out)
 {
     char text[CACHE_MAX], format[32], found[KEY_MAX + 1];
-    int emulates, end = 0, error, dir_fd = open_directory(directory);
-    uint32_t ps;
+    int emulates, half, end = 0, error, dir_fd = open_directory(directory);
+    uint32_t ps, rejected;
 
     if (dir_fd < 0)
         return dir_fd;
@@ -80,12 +80,15 @@ int kvm_traits_load(const char *directory, const char *key, struct kvm_traits *o
     close(dir_fd);
     if (error < 0)
         return error;
-    if (sscanf(text, "%31s %96s %d %" SCNu32 " end%n", format, found, &emulates, &ps, &end) != 4 ||
-        end == 0 || strcmp(format, CACHE_FORMAT) != 0 || (emulates != 0 && emulates != 1))
+    if (sscanf(text, "%31s %96s %d %" SCNu32 " %d %" SCNu32 " end%n", format, found, &emulates, &ps,
+               &half, &rejected, &end) != 6 ||
+        end == 0 || strcmp(format, CACHE_FORMAT) != 0 || (emulates != 0 && emulates != 1) ||
+        (half != 0 && half != 1) || rejected > KVM_PROBE_INSTRUCTIONS)
         return -EINVAL;
     if (strcmp(found, key) != 0)
         return -ENOENT;
-    *out = (struct kvm_traits){.emulates_kernel = emulates == 1, .instruction_ps = ps};
+    *out = (struct kvm_traits){.emulates_kernel = emulates == 1, .instruction_ps = ps,
+                               .half_syscall = half == 1, .rejected = rejected};
     return 0;
 }
 
@@ -97,8 +100,9 @@ int kvm_traits_store(const char *directory, const char *key, const struct kvm_tr
     if (dir_fd < 0)
         return dir_fd;
     snprintf(temporary, sizeof(temporary), CACHE_NAME ".%d", (int)getpid());
-    len = snprintf(text, sizeof(text), CACHE_FORMAT " %s %d %" PRIu32 " end\n", key,
-                   traits->emulates_kernel, traits->instruction_ps);
+    len = snprintf(text, sizeof(text), CACHE_FORMAT " %s %d %" PRIu32 " %d %" PRIu32 " end\n", key,
+                   traits->emulates_kernel, traits->instruction_ps, traits->half_syscall,
+                   traits->rejected);
     (void)unlinkat(dir_fd, temporary, 0); /* of a process that had our number and died here */
     fd = openat(dir_fd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0) {

@@ -11,9 +11,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define KVM_PROBE_INSTRUCTIONS 8u
+
 struct kvm_traits {
     bool emulates_kernel;    /* kernel code runs in KVM's emulator */
     uint32_t instruction_ps; /* picoseconds a kernel instruction takes */
+    /* Where kernel code is emulated; elsewhere false and 0, and not tried. */
+    bool half_syscall; /* SYSCALL from user code does not raise the privilege */
+    uint32_t rejected; /* of KVM_PROBE_INSTRUCTIONS, those that KVM leaves to user space */
 };
 
 /*

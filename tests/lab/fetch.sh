@@ -8,10 +8,12 @@ set -euo pipefail
 usage() {
     cat <<EOF
 Usage: tests/lab/fetch.sh [--update] [--kernel]
+       tests/lab/fetch.sh --package NAME FOLDER
 Download Debian's cloud kernel and BusyBox, and unpack them in $CACHE.
 
   --update   look for a newer kernel even if one is there
   --kernel   print where the kernel is
+  --package  download another package, and unpack it in that folder
   --help     show this help
 
 Environment: FERRY_CACHE names another folder, to be shared by several checkouts.
@@ -90,6 +92,12 @@ while (($#)); do
     case $1 in
         --update) update=yes ;;
         --kernel) kernel=yes ;;
+        --package)
+            (($# == 3)) || die "--package takes a name and a folder" 2
+            need apt-get apt dpkg dpkg
+            mkdir -p "$CACHE"
+            package_unpack "$2" "$3"
+            exit ;;
         -h | --help) usage; exit ;;
         *) die "unknown option '$1'; see --help" 2 ;;
     esac

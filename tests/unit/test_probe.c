@@ -18,7 +18,8 @@ static char directory[64], file[80], other[80];
 
 static void set_up(void)
 {
-    const struct kvm_traits traits = {.emulates_kernel = true, .instruction_ps = 500000};
+    const struct kvm_traits traits = {
+        .emulates_kernel = true, .instruction_ps = 500000, .half_syscall = true, .rejected = 7};
 
     strcpy(directory, "/tmp/ferry-test-probe.XXXXXX");
     cr_assert_not_null(mkdtemp(directory));
@@ -52,6 +53,8 @@ Test(probe, what_was_stored_is_loaded)
     cr_assert_eq(kvm_traits_load(directory, "boot/1", &traits), 0);
     cr_assert(traits.emulates_kernel);
     cr_assert_eq(traits.instruction_ps, 500000);
+    cr_assert(traits.half_syscall);
+    cr_assert_eq(traits.rejected, 7);
 }
 
 Test(probe, what_another_boot_stored_is_not_there)
@@ -120,11 +123,13 @@ Test(probe, a_garbled_file_is_refused)
 {
     static const char *const texts[] = {
         "",
-        "ferry-kvm-traits-1",
-        "ferry-kvm-traits-1 boot/1 1 500000", /* cut short: the last figure may be, too */
-        "ferry-kvm-traits-1 boot/1 2 500000 end\n",
-        "ferry-kvm-traits-9 boot/1 1 500000 end\n",
-        "ferry-kvm-traits-1 boot/1 yes 500000 end\n",
+        "ferry-kvm-traits-2",
+        "ferry-kvm-traits-2 boot/1 1 500000 1 8", /* cut short: the last figure may be, too */
+        "ferry-kvm-traits-2 boot/1 2 500000 1 8 end\n",
+        "ferry-kvm-traits-2 boot/1 1 500000 2 8 end\n",
+        "ferry-kvm-traits-2 boot/1 1 500000 1 99 end\n",
+        "ferry-kvm-traits-9 boot/1 1 500000 1 8 end\n",
+        "ferry-kvm-traits-2 boot/1 yes 500000 1 8 end\n",
     };
     struct kvm_traits traits;
 

@@ -239,7 +239,7 @@ int x86_do_fild(struct x86_emu *emu, const struct x86_insn *insn)
     top = ((fsw >> FSW_TOP_SHIFT) + 7) & 7;
     if (legacy[X86_XSTATE_FTW] >> top & 1)
         return X86_EMU_UNKNOWN; /* the stack overflows */
-    integer = integer << (64 - 8 * size) >> (64 - 8 * size);
+    integer = (int64_t)((uint64_t)integer << (64 - 8 * size)) >> (64 - 8 * size);
     value = (long double)integer;
     /* The registers stand in the order of the stack: pushing moves all by one. */
     memmove(legacy + X86_XSTATE_ST + 16, legacy + X86_XSTATE_ST, 16 * 7);
@@ -602,7 +602,9 @@ static int restore(struct x86_emu *emu, const struct x86_insn *insn, bool compac
     put64(image.bytes + X86_XSTATE_BV, (x.in_use & ~x.asked) | bv);
     emu->xstate = image;
     /* KVM takes MXCSR only with the component that has it. */
-    x86_xstate_touched(emu, get32(image.bytes + X86_XSTATE_MXCSR) != MXCSR_INITIAL ? X86_XSTATE_SSE : 0);
+    x86_xstate_touched(emu, 0);
+    if (get32(image.bytes + X86_XSTATE_MXCSR) != MXCSR_INITIAL)
+        x86_xstate_touched(emu, X86_XSTATE_SSE);
     return X86_EMU_DONE;
 }
 

@@ -58,7 +58,8 @@ static enum x86_emu_result read_descriptor(struct x86_emu *emu, uint16_t selecto
     uint32_t limit = local ? emu->sregs.ldt.limit : emu->sregs.gdt.limit;
     enum x86_emu_result result;
 
-    *found = (selector & ~3u) != 0 && (selector | 7u) <= limit && !(local && emu->sregs.ldt.unusable);
+    *found = (selector & ~3u) != 0 && (selector | 7u) <= limit &&
+             !(local && emu->sregs.ldt.unusable);
     if (!*found)
         return X86_EMU_DONE;
     result = x86_emu_read(emu, base + (selector & ~7u), &raw, sizeof(raw), X86_READ | X86_SYSTEM);

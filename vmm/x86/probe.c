@@ -4,7 +4,8 @@
  * One vCPU in 64-bit mode at CPL 0, without interrupts or devices, counts a register down and
  * halts. The same loop runs with few turns and with many; the difference is free of what entering
  * and leaving the guest costs. Each is timed several times and the quickest counts, for the host
- * may do something else meanwhile.
+ * may do something else meanwhile. Where KVM emulates, a few instructions more tell what its emulator
+ * rejects, and whether SYSCALL from user code gets to the kernel.
  *
  * Does not cache (vmm/probe.c). Any thread; no locks.
  * Texts: KVM's api.rst §4.35 (memory), §4.12 (registers); Intel SDM volume 3, §4.5 (page tables), §10.8.5
@@ -30,11 +31,14 @@
 #define CODE_AT 0x3000u
 #define MEMORY_SIZE 0x4000u
 
-#define PTE_PRESENT_WRITABLE 0x3u
+#define PTE_PRESENT_WRITABLE 0x7u /* a user's too: SYSCALL is tried from there */
 #define PDE_LARGE 0x80u
 #define CR0_PE_NE_PG 0x80000021u
 #define CR4_PAE 0x20u
 #define EFER_LME_LMA 0x500u
+#define EFER_SCE 1u
+#define MSR_STAR 0xC0000081u
+#define MSR_LSTAR 0xC0000082u
 #define RFLAGS_FIXED 0x2u
 
 /* loop: dec ecx; jnz loop; hlt */
@@ -176,6 +180,80 @@ static int run_loop(struct probe_vm *vm, uint64_t turns, uint64_t *ns)
     return 0;
 }
 
+/* ---- what an emulating KVM leaves undone ---- */
+
+/* Each as kernels have it; RDI points to memory. */
+static const uint8_t tried[KVM_PROBE_INSTRUCTIONS][6] = {
+    {0x48, 0x0F, 0xC7, 0x0F, 0xF4},       /* cmpxchg16b */
+    {0x48, 0x0F, 0xAE, 0x27, 0xF4},       /* xsave64 */
+    {0x0F, 0xAE, 0x1F, 0xF4},             /* stmxcsr */
+    {0x9B, 0xF4},                         /* fwait */
+    {0xF3, 0x48, 0x0F, 0xB8, 0xC1, 0xF4}, /* popcnt */
+    {0x0F, 0x03, 0xC1, 0xF4},             /* lsl */
+    {0x0F, 0x01, 0xCA, 0xF4},             /* clac */
+    {0x0F, 0x01, 0xF9, 0xF4},             /* rdtscp */
+};
+
+/* Runs the bytes at CPL 0 or 3 up to their HLT; the reason of the exit, or a negative errno. */
+static int run_bytes(struct probe_vm *vm, const uint8_t *bytes, size_t n, bool user)
+{
+    struct kvm_regs regs = {.rip = CODE_AT, .rflags = RFLAGS_FIXED, .rdi = CODE_AT + 0x800};
+    struct kvm_vcpu_events events = {0};
+    struct kvm_sregs sregs;
+    int error = set_long_mode(vm), result;
+
+    memcpy(vm->memory + CODE_AT, bytes, n);
+    if (error < 0)
+        return error;
+    if (ioctl(vm->vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
+        return -errno;
+    if (user) {
+        sregs.cs.selector |= 3;
+        sregs.ss.selector |= 3;
+        sregs.cs.dpl = sregs.ss.dpl = 3;
+        sregs.efer |= EFER_SCE;
+    }
+    /* What the run before it raised is withdrawn. */
+    if (ioctl(vm->vcpu_fd, KVM_SET_SREGS, &sregs) < 0 ||
+        ioctl(vm->vcpu_fd, KVM_SET_REGS, &regs) < 0 ||
+        ioctl(vm->vcpu_fd, KVM_SET_VCPU_EVENTS, &events) < 0)
+        return -errno;
+    do
+        result = ioctl(vm->vcpu_fd, KVM_RUN, 0);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : (int)vm->run->exit_reason;
+}
+
+/* A whole SYSCALL ends at the HLT to which LSTAR points, which only a kernel may execute. */
+static int probe_syscall(struct probe_vm *vm, bool *half)
+{
+    static const uint8_t code_of_user[] = {0x0F, 0x05, 0xF4};
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entries[2];
+    } msrs = {.head.nmsrs = 2,
+              .entries = {{.index = MSR_STAR, .data = 0x08ull << 32},
+                          {.index = MSR_LSTAR, .data = CODE_AT + 2}}};
+    int reason = -EIO;
+
+    if (ioctl(vm->vcpu_fd, KVM_SET_MSRS, &msrs) == 2)
+        reason = run_bytes(vm, code_of_user, sizeof(code_of_user), true);
+    *half = reason != KVM_EXIT_HLT;
+    return reason < 0 ? reason : 0;
+}
+
+static int probe_gaps(struct probe_vm *vm, struct kvm_traits *out)
+{
+    for (unsigned i = 0; i < KVM_PROBE_INSTRUCTIONS; i++) {
+        int reason = run_bytes(vm, tried[i], sizeof(tried[i]), false);
+
+        if (reason < 0)
+            return reason;
+        out->rejected += reason == KVM_EXIT_INTERNAL_ERROR;
+    }
+    return probe_syscall(vm, &out->half_syscall);
+}
+
 /* What an instruction took, from the times of FEW_TURNS and of `turns`. */
 static uint64_t picoseconds(uint64_t few_ns, uint64_t many_ns, uint64_t turns)
 {
@@ -202,12 +280,12 @@ int kvm_probe_measure(int kvm_fd, struct kvm_traits *out)
         error = run_loop(&vm, NATIVE_TURNS, &native_ns);
         ps = picoseconds(few_ns, native_ns, NATIVE_TURNS);
     }
+    *out = (struct kvm_traits){
+        .instruction_ps = (uint32_t)ps, .emulates_kernel = ps >= EMULATED_FROM_PS};
+    if (error == 0 && out->emulates_kernel)
+        error = probe_gaps(&vm, out);
     destroy(&vm);
-    if (error < 0)
-        return error;
-    out->instruction_ps = (uint32_t)ps;
-    out->emulates_kernel = ps >= EMULATED_FROM_PS;
-    return 0;
+    return error;
 }
 
 #define CPUID_1_ECX_VMX (1u << 5)
