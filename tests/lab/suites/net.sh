@@ -21,6 +21,25 @@ test_guest_fetches_a_file_of_4_MB_from_the_host() {
     [ "$(value sum)" = "$(sum "www/file")" ]
 }
 
+test_two_pairs_of_queues_chosen_by_hash_carry_a_file() {
+    mkdir www
+    head -c 1000000 /dev/urandom >www/file
+    serve "$PWD/www" 8005
+    guest 'net-up && wget -q -O /tmp/file http://10.0.2.2:8005/file; echo sum=$(sha256sum </tmp/file | cut -c 1-64)
+        echo queues $(ls /sys/class/net/eth0/queues)' --cpus 2 --net nat,queues=2
+    [ "$(value sum)" = "$(sum "www/file")" ]
+    has '^queues rx-0 rx-1 tx-0 tx-1'
+}
+
+test_a_card_of_few_features_carries_a_file() {
+    mkdir www
+    head -c 1000000 /dev/urandom >www/file
+    serve "$PWD/www" 8006
+    guest 'net-up && wget -q -O /tmp/file http://10.0.2.2:8006/file; echo sum=$(sha256sum </tmp/file | cut -c 1-64)' \
+        --net nat,packed=off,csum=off,mrg_rxbuf=off,ctrl_vq=off,event_idx=off,indirect=off
+    [ "$(value sum)" = "$(sum "www/file")" ]
+}
+
 # The guest serves a file until the host has asked for the page `end`. BusyBox's server gives up on who
 # does not get the whole of it within a minute.
 serve_in_guest='
