@@ -4,6 +4,7 @@
  *
  * Parameters: `nic=N` (the Nth, from 0), `nics=N` (how many there must be), `mac=ADDRESS` (which
  * it must have), `udp=PORT` (a UDP echo answers at the gateway's address and this port),
+ * `tcp=PORT` (there a server sends `bytes=N` to who connects, and ends),
  * `pings=N`, `address=A` with `gateway=A` (in place of a lease; numbers, the first octet highest).
  * Everything is done several times: plain rings, indirect descriptors and event index,
  * mergeable receive buffers smaller than a frame, packed rings, interrupts.
@@ -31,13 +32,16 @@
 #define FRAME_MAX    1514
 #define RX_VECTOR    0x72
 
+#define F_GUEST_CSUM (1ull << 1)
 #define F_MAC        (1ull << 5)
+#define F_GUEST_TSO4 (1ull << 7)
 #define F_MRG_RXBUF  (1ull << 15)
 #define F_STATUS     (1ull << 16)
 
 #define ETHER_IPV4   0x0800
 #define ETHER_ARP    0x0806
 #define IP_ICMP      1
+#define IP_TCP       6
 #define IP_UDP       17
 #define DHCP_SERVER  67
 #define DHCP_CLIENT  68
@@ -103,6 +107,19 @@ struct udp {
     uint16_t from, to, length, checksum;
 } __attribute__((packed));
 
+struct tcp {
+    uint16_t from, to;
+    uint32_t sequence, acknowledged;
+    uint8_t offset, flags;
+    uint16_t window, checksum, urgent;
+} __attribute__((packed));
+_Static_assert(sizeof(struct tcp) == 20, "RFC 9293, 3.1");
+
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
 struct dhcp {
     uint8_t operation, hardware, hardware_length, hops;
     uint32_t transaction;
@@ -130,7 +147,7 @@ static struct lease lease;
 static uint8_t *rx_memory;
 static uint32_t rx_size;
 static uint8_t *tx_frame;
-static uint8_t frame[FRAME_MAX + 64]; /* the last one received */
+static uint8_t frame[0x10000 + 64]; /* the last one received */
 static const uint8_t broadcast[6] = { 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF };
 
 static uint16_t swap16(uint16_t value)
@@ -544,6 +561,89 @@ static void check_udp(uint16_t port)
     ok("udp");
 }
 
+/* ---- a stream of bytes from the host ---- */
+
+static bool send_tcp(uint16_t port, uint8_t flags, uint32_t sequence, uint32_t acknowledged)
+{
+    struct ether *ether = put_ether(gateway_mac, ETHER_IPV4);
+    struct ip *ip = put_ip(ether, IP_TCP, lease.router, sizeof(struct tcp));
+    struct tcp *tcp = (struct tcp *)(ip + 1);
+
+    *tcp = (struct tcp){ .from = swap16(LOCAL_PORT), .to = swap16(port), .offset = 0x50,
+                         .flags = flags, .window = swap16(48000) };
+    tcp->sequence = swap32(sequence);
+    tcp->acknowledged = swap32(acknowledged);
+    tcp->checksum = fold(sum_bytes(tcp, sizeof(*tcp),
+                                   sum_bytes(&ip->from, 8, IP_TCP + sizeof(*tcp))));
+    return send_frame((uint32_t)(sizeof(*ether) + sizeof(*ip) + sizeof(*tcp)));
+}
+
+/* The next segment of the connection and how many bytes it carries; NULL in the end. */
+static const struct tcp *receive_tcp(uint16_t port, uint32_t *length)
+{
+    struct deadline deadline = deadline_in(LIMIT);
+    uint32_t got;
+
+    while ((got = next_frame(&deadline)) != 0) {
+        const struct ip *ip = received_ip(got, IP_TCP);
+        const struct tcp *tcp = (const struct tcp *)(ip + 1);
+        if (ip == NULL || tcp->from != swap16(port) || tcp->to != swap16(LOCAL_PORT))
+            continue;
+        *length = swap16(ip->length) - (uint32_t)sizeof(*ip) - (tcp->offset >> 4) * 4u;
+        return tcp;
+    }
+    return NULL;
+}
+
+/* Takes in what a server sends until it ends: bytes that tell their place. False when anything is
+ * missing. */
+static bool take_stream(uint16_t port, uint32_t sequence, uint32_t first, uint32_t *taken,
+                        unsigned *large)
+{
+    uint32_t length;
+    const struct tcp *tcp;
+
+    while ((tcp = receive_tcp(port, &length)) != NULL && (tcp->flags & TCP_RST) == 0) {
+        const uint8_t *data = (const uint8_t *)tcp + (tcp->offset >> 4) * 4u;
+        bool next = swap32(tcp->sequence) == first + *taken;
+        *large += next && ((const struct net_header *)frame)->gso_type != 0;
+        for (uint32_t i = 0; next && i < length; i++, ++*taken) {
+            if (data[i] != (uint8_t)(*taken * 7 + (*taken >> 8)))
+                return false;
+        }
+        bool end = next && (tcp->flags & TCP_FIN) != 0;
+        if ((length != 0 || end) && !send_tcp(port, TCP_ACK, sequence, first + *taken + end))
+            return false;
+        if (end)
+            return true;
+    }
+    return false;
+}
+
+static void check_tcp(uint16_t port, uint64_t bytes)
+{
+    static uint32_t sequence;
+    uint32_t length, taken = 0;
+    unsigned large = 0;
+
+    sequence += 1000000;
+    const struct tcp *tcp = send_tcp(port, TCP_SYN, sequence, 0) ? receive_tcp(port, &length) : NULL;
+    if (tcp == NULL || tcp->flags != (TCP_SYN | TCP_ACK)) {
+        not_ok("tcp-connect", "port %u does not answer", port);
+        return;
+    }
+    uint32_t first = swap32(tcp->sequence) + 1;
+    uint64_t begin = now_ns();
+    send_tcp(port, TCP_ACK, ++sequence, first);
+    bool good = take_stream(port, sequence, first, &taken, &large);
+    check(good && taken == bytes, "tcp", "%u bytes of %lu came", taken, bytes);
+    send_tcp(port, TCP_RST | TCP_ACK, sequence, first + taken + 1);
+    if (taken > 0)
+        cost("net-tcp-mib", (now_ns() - begin) / (taken / 1048576 + 1));
+    check(((nic.features & F_GUEST_TSO4) != 0) == (large > 0), "tcp-large", "%u large segments",
+          large);
+}
+
 static void check_mac(void)
 {
     char wanted[18], text[18];
@@ -572,6 +672,8 @@ static void check_with(const char *name, uint64_t features, uint32_t size, bool 
     check_pings();
     if (arg_present("udp"))
         check_udp((uint16_t)arg_number("udp", 0));
+    if (arg_present("tcp"))
+        check_tcp((uint16_t)arg_number("tcp", 0), arg_number("bytes", 0));
 }
 
 static void check_count(void)
@@ -601,6 +703,8 @@ int main(const struct boot_info *info)
                false);
     if ((virtio_offered(&nic) & F_MRG_RXBUF) != 0)
         check_with("mergeable", F_MRG_RXBUF | VIRTIO_F_EVENT_IDX, SMALL_SIZE, false);
+    check_with("large", F_MRG_RXBUF | F_GUEST_CSUM | F_GUEST_TSO4 | VIRTIO_F_EVENT_IDX, RX_SIZE,
+               false);
     if ((virtio_offered(&nic) & VIRTIO_F_RING_PACKED) != 0) {
         check_with("packed", VIRTIO_F_RING_PACKED, RX_SIZE, false);
         check_with("packed-mergeable",

@@ -49,6 +49,7 @@ static size_t make_ipv6(uint8_t protocol, size_t extension)
 {
     static const uint8_t source[16] = {0x3f, 0xfe, 0x25, 1, 2, 0, 0x1f, 0xff, [15] = 7};
     static const uint8_t destination[16] = {0x3f, 0xfe, 0x25, 1, 2, 0, 0, 3, [15] = 1};
+    static const uint8_t ports[4] = {0x0A, 0xEA, 0x06, 0xE6};
 
     memset(frame, 0, sizeof(frame));
     frame[12] = 0x86;
@@ -61,7 +62,7 @@ static size_t make_ipv6(uint8_t protocol, size_t extension)
         frame[54] = protocol;
         frame[55] = (uint8_t)(extension / 8 - 1);
     }
-    memcpy(frame + 54 + extension, "\x0A\xEA\x06\xE6", 4);
+    memcpy(frame + 54 + extension, ports, sizeof(ports));
     return 54 + extension + 20;
 }
 
@@ -132,10 +133,11 @@ Test(net_rss, what_is_not_ip_has_no_hash)
 
 Test(net_rss, a_tag_is_stepped_over)
 {
+    static const uint8_t tag[4] = {0x81, 0, 0, 5};
     size_t length = make_ipv4(IPPROTO_TCP, false);
 
     memmove(frame + 16, frame + 12, length - 12);
-    memcpy(frame + 12, "\x81\0\0\5", 4);
+    memcpy(frame + 12, tag, sizeof(tag));
     cr_assert_eq(hash_of(length + 4, NET_RSS_TYPES), 0x51ccc178);
 }
 
