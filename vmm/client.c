@@ -256,10 +256,10 @@ static void look_into(void *arg, const char *process)
 }
 
 static int find_object(const struct curl_api *api, const struct client_request *request,
-                       struct target *target)
+                       const struct family *family, struct target *target)
 {
-    struct search search = {.api = api, .family = family_of(request), .name = request->name};
-    const char *noun = search.family->noun;
+    struct search search = {.api = api, .family = family, .name = request->name};
+    const char *noun = family->noun;
     int err = client_names(look_into, &search);
 
     if (err)
@@ -304,7 +304,7 @@ int client_ask(const struct client_request *request, json_t **reply)
             return err;
         err = ask_target(&api, &target, request, reply);
         if (err == -ENOENT && !target.object[0] && family) {
-            err = find_object(&api, request, &target);
+            err = find_object(&api, request, family, &target);
             if (!err)
                 err = ask_target(&api, &target, request, reply);
         }
