@@ -141,3 +141,21 @@ Test(cpuid, says_so_when_there_is_no_room_for_its_leaves)
         add(0x80000100 + cpuid.head.nent, 0, 0, 0, 0, 0, 0);
     cr_assert_eq(x86_cpuid_set_topology(&cpuid, &t), -E2BIG);
 }
+
+Test(cpuid, names_every_word_of_features_that_is_missing)
+{
+    static struct x86_cpuid here;
+    char missing[X86_CPUID_MISSING_MAX];
+
+    add(1, 0, 0, 0, 1u << 23, 1u << 25, 0);
+    add(7, 0, 0, 1u << 5, 0, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+    here = cpuid;
+    cr_assert_eq(x86_cpuid_compare(&cpuid, &here, missing, sizeof(missing)), 0);
+    cr_expect_str_eq(missing, "");
+    here.entries[0].ecx = 1u << 31; /* the hypervisor bit is the VMM's own */
+    here.entries[1].ebx = 0;
+    cr_assert_eq(x86_cpuid_compare(&cpuid, &here, missing, sizeof(missing)), 0);
+    cr_expect_str_eq(missing, "1.ECX bits 0x800000, 7.EBX bits 0x20");
+    cpuid.head.nent = 1000;
+    cr_expect_eq(x86_cpuid_compare(&cpuid, &here, missing, sizeof(missing)), -EINVAL);
+}

@@ -2,6 +2,8 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "vmm/memory.h"
 
@@ -160,5 +162,52 @@ Test(memory_config, has_one_region_when_all_fits_below_the_hole)
     cr_assert_eq(memory_create(&mem, &config), 0);
     cr_assert_eq(memory_regions(mem, &r), 1);
     cr_assert_eq(r[0].size, 2 * MIB);
+    memory_destroy(mem);
+}
+
+/* ---- memory that another process hands over ---- */
+
+Test(memory_config, adopts_the_memory_of_another_and_sees_its_bytes)
+{
+    const struct memory_config config = {.size = 2 * MIB};
+    struct guest_memory *theirs, *ours;
+    uint8_t byte;
+
+    cr_assert_eq(memory_create(&theirs, &config), 0);
+    cr_assert_eq(memory_adopt(&ours, &config, dup(memory_fd(theirs))), 0);
+    cr_assert_eq(memory_fill(theirs, 4096, 0x5A, 1), 0);
+    cr_assert_eq(memory_read(ours, 4096, &byte, 1), 0);
+    cr_expect_eq(byte, 0x5A);
+    memory_destroy(theirs);
+    cr_expect_eq(memory_read(ours, 4096, &byte, 1), 0);
+    cr_expect_eq(byte, 0x5A, "also when the other is gone");
+    memory_destroy(ours);
+}
+
+Test(memory_config, adopts_nothing_that_can_shrink_or_has_another_size)
+{
+    const struct memory_config config = {.size = 2 * MIB}, larger = {.size = 4 * MIB};
+    int loose = memfd_create("loose", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    struct guest_memory *theirs, *none = NULL;
+
+    cr_assert_eq(ftruncate(loose, 2 * MIB), 0);
+    cr_expect_eq(memory_adopt(&none, &config, loose), -EINVAL);
+    cr_assert_eq(memory_create(&theirs, &config), 0);
+    cr_expect_eq(memory_adopt(&none, &larger, dup(memory_fd(theirs))), -EINVAL);
+    cr_expect_null(none);
+    memory_destroy(theirs);
+}
+
+Test(memory_config, marks_all_of_it_when_it_is_cleared)
+{
+    const struct memory_config config = {.size = 2 * MIB};
+    uint64_t bitmap[2 * MIB / 4096 / 64] = {0};
+
+    cr_assert_eq(memory_create(&mem, &config), 0);
+    cr_assert_eq(memory_dirty_start(mem), 0);
+    cr_assert_eq(memory_clear(mem), 0);
+    memory_dirty_harvest(mem, 0, bitmap);
+    for (size_t i = 0; i < sizeof(bitmap) / sizeof(bitmap[0]); i++)
+        cr_assert_eq(bitmap[i], UINT64_MAX);
     memory_destroy(mem);
 }
