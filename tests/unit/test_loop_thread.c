@@ -115,10 +115,18 @@ static int watch(void *arg)
     return 0;
 }
 
+static bool is_unwatched(void *arg)
+{
+    return loop_event_idle(&((struct bell *)arg)->event);
+}
+
+/* The struct is the test's, and goes with it: nothing of it may be under way then. */
 static int unwatch(void *arg)
 {
-    loop_event_remove(&((struct bell *)arg)->event);
-    return 0;
+    struct bell *bell = arg;
+
+    loop_event_remove(&bell->event);
+    return loop_run_until(bell->loop, is_unwatched, bell, 0);
 }
 
 Test(loop_thread, its_loop_runs_between_calls)
@@ -131,7 +139,7 @@ Test(loop_thread, its_loop_runs_between_calls)
     cr_assert_eq(eventfd_write(bell.fd, 1), 0);
     cr_assert_eq(eventfd_read(bell.answer_fd, &count), 0); /* waits for the other thread */
     cr_assert_geq(count, 1);
-    loop_thread_call(thread, unwatch, &bell);
+    cr_assert_eq(loop_thread_call(thread, unwatch, &bell), 0);
     close(bell.fd);
     close(bell.answer_fd);
 }
