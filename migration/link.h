@@ -37,8 +37,9 @@ void link_unlisten(const struct link_address *address, int fd);
 /* The port that a listening tcp socket has: for a port 0 that was asked for. */
 unsigned link_port(int fd);
 
-/* Waits without limit for a peer. from: the host that it must be, by a name or address that is looked
- * up anew for each, or NULL: any; others are hung up on, and told in the log. The link is the caller's. */
+/* Waits without limit for a peer. from: the host that it must be, by a name or address that is
+ * looked up anew for each, or NULL: any; others are hung up on, and told in the log. The link is
+ * the caller's. */
 int link_accept(struct link **out, int listen_fd, const char *from);
 /* Errors as of connect(2), -ETIMEDOUT; logged with the address. -ECANCELED when cancel_fd becomes
  * readable (-1: never). */

@@ -1,9 +1,9 @@
 /*
  * Pre-copy: the steps of the side that a guest leaves.
  *
- * A page is sent from a copy, because the guest may write it while its checksum is taken. Before that
- * its bit in the dirty log is cleared, in chunks, so that whatever is written after the copy is logged:
- * no write is ever missed. Pages that the memfd has no room for are not even read.
+ * A page is sent from a copy, because the guest may write it while its checksum is taken. Before
+ * that its bit in the dirty log is cleared, in chunks, so that whatever is written after the copy is
+ * logged: no write is ever missed. Pages that the memfd has no room for are not even read.
  *
  * Threads: see the header. `lock` guards `status` and `given_away`; a leaf.
  * Text: the kernel's Documentation/virt/kvm/api.rst §4.8 KVM_GET_DIRTY_LOG, §4.117

@@ -23,8 +23,8 @@
 
 /* What the machine does for the source, on the thread that calls a step. */
 struct source_ops {
-    /* From now on the guest's writes are logged. *all_dirty_at_first: the log says so of every page,
-     * and each is to be cleared before it is sent for the first time. */
+    /* From now on the guest's writes are logged. The log may begin with every page in it: each is
+     * cleared before it is sent for the first time. */
     int (*log_start)(void *opaque);
     void (*log_stop)(void *opaque);
     /* Fills a bit for each page of the region: written since it was cleared last. */
@@ -88,8 +88,8 @@ void source_destroy(struct source *source);
  */
 int source_introduce(struct source *source, const struct snapshot *hello, char **report);
 
-/* Sends memory while the guest runs, until what is left fits the downtime or time is over. 0: stop the
- * guest; -ETIMEDOUT: it would not fit, and that was not wanted; others as above. */
+/* Sends memory while the guest runs, until what is left fits the downtime or time is over. 0: stop
+ * the guest; -ETIMEDOUT: it would not fit, and that was not wanted; others as above. */
 int source_copy(struct source *source);
 
 /* The downtime begins; call before the guest is stopped. */

@@ -1,5 +1,5 @@
 /*
- * The side where a guest arrives: reads what it is, its memory and its state, and the right to run it.
+ * The side where a guest arrives: reads what it is, its memory, its state, the right to run it.
  *
  * Knows guest memory and a link, no KVM and no devices. The steps are called in their order, each
  * blocking, on any one thread at a time; target_cancel() by any. What the source sends is checked
@@ -53,7 +53,7 @@ void target_refuse(struct target *target, const char *why);
 struct target_status {
     uint64_t received_bytes; /* of pages */
     bool paused;             /* the guest was paused, and stays so */
-    uint64_t stopped_ns;     /* loop_now_ns() when it was told that the guest stands still; 0: not yet */
+    uint64_t stopped_ns;     /* loop_now_ns() when it heard that the guest stands still; 0: not yet */
 };
 /* Any thread. */
 void target_get_status(const struct target *target, struct target_status *status);

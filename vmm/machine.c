@@ -338,8 +338,9 @@ static int pause_devices(struct machine *m)
 
 /* What it holds comes later, from another process. */
 static int (*const incoming_steps[])(struct machine *) = {
-    build_memory, build_vm,  build_busses,         machine_build_console, machine_arch_devices, build_disks,
-    machine_build_nets, build_rng, build_virtio_console, build_vcpus,   pause_devices,
+    build_memory, build_vm,           build_busses, machine_build_console, machine_arch_devices,
+    build_disks,  machine_build_nets, build_rng,    build_virtio_console,  build_vcpus,
+    pause_devices,
 };
 
 static int build(struct machine *m, int (*const steps[])(struct machine *), size_t n)

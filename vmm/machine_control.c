@@ -155,7 +155,8 @@ static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("destination_url: file:///PATH was expected");
         return -EINVAL;
     }
-    if (m->save_path || m->in_doubt || machine_is_moving(m) || control_busy(process_control(m->process), m)) {
+    if (m->save_path || m->in_doubt || machine_is_moving(m) ||
+        control_busy(process_control(m->process), m)) {
         *reply = json_string("the guest is being saved or migrated already");
         return -EALREADY;
     }

@@ -1,10 +1,10 @@
 /*
  * Any bytes as what a source says: refused, or a hello, pages and state that are all of one guest's.
  *
- * As with saved guests, checksums would keep a fuzzer out: the input says what the sections hold, and
- * they are framed here. The input's first byte chooses: bit 0: what is read, the hello or what follows
- * it; bit 1: the bytes as they are, without a frame of ours. A section: its kind, its length in units of
- * eight, its bytes.
+ * As with saved guests, checksums would keep a fuzzer out: the input says what the sections hold,
+ * and they are framed here. The input's first byte chooses: bit 0: what is read, the hello or what
+ * follows it; bit 1: the bytes as they are, without a frame of ours. A section: its kind, its length
+ * in units of eight, its bytes.
  */
 #include <string.h>
 #include <sys/socket.h>

@@ -1,13 +1,14 @@
 /*
  * migrate: memory that is written all the time and must never be an older one.
  *
- * bytes=N of memory are filled, a pattern of its own in each page; of those, the first hot=N are written
- * over and over, rate=N bytes a second (0: as fast as it goes). A page holds the number of times it was
- * written, in its first word and in the pattern of all others; a table elsewhere holds the same number.
- * So a page that is lost, stale or torn is found, whichever of the two it is. All pages are compared
- * again and again; a character on COM1 tells what to do: `v` prints a line with the pages
- * written, `q` compares once more and powers off with the verdict. zero=N bytes beside are cleared and
- * filled in turns, so that pages become zero that were not. `rest`: it sleeps between two looks at COM1.
+ * bytes=N of memory are filled, a pattern of its own in each page; of those, the first hot=N are
+ * written over and over, rate=N bytes a second (0: as fast as it goes). A page holds the number of
+ * times it was written, in its first word and in the pattern of all others; a table elsewhere holds
+ * the same number. So a page that is lost, stale or torn is found, whichever of the two it is. All
+ * pages are compared again and again; a character on COM1 tells what to do: `v` prints a line with
+ * the pages written, `q` compares once more and powers off with the verdict. zero=N bytes beside are
+ * cleared and filled in turns, so that pages become zero that were not. `rest`: it sleeps between
+ * two looks at COM1.
  */
 #include "memory.h"
 
