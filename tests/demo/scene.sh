@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the demo shows on a KVM host; for BusyBox's shell, as the lab has no other.
-# scene.sh FERRY KERNEL INITRD BUSYBOX [COLOUR]
-ferry=$1 kernel=$2 initrd=$3 busybox=$4
+# scene.sh FERRY KERNEL INITRD BUSYBOX [COLOUR [FERRY-OPTIONS [KERNEL-OPTIONS]]]
+ferry=$1 kernel=$2 initrd=$3 busybox=$4 options=$6 kernel_options=$7
 
 bold='' green='' dim='' plain=''
 if [ "$5" ]; then
@@ -57,15 +57,16 @@ server=$!
 
 forward=$(free_port 8080)
 net=nat,forward=tcp:127.0.0.1:$forward-:80
-append="console=ttyS0 quiet demo_port=$port ferry.run=/usr/bin/demo"
+append="console=ttyS0 quiet demo_port=$port ferry.run=/usr/bin/demo${kernel_options:+ $kernel_options}"
 echo
-echo "${bold}\$ ferry run --kernel ${kernel##*/} --initrd ${initrd##*/} --net $net \\"
+echo "${bold}\$ ferry run --kernel ${kernel##*/} --initrd ${initrd##*/} --net $net${options:+ $options} \\"
 echo "      --append '$append'$plain"
 mkfifo "$work/input"
 exec 3<>"$work/input"
 started=$(now)
 {
-    "$busybox" timeout 120 "$ferry" run --kernel "$kernel" --initrd "$initrd" --net "$net" \
+    # shellcheck disable=SC2086 # options are words
+    "$busybox" timeout 600 "$ferry" run --kernel "$kernel" --initrd "$initrd" --net "$net" $options \
         --append "$append" <&3 2>&1
     echo $? >"$work/status"
 } | while read -r line; do guest_line "$(echo "$line" | tr -d '\r')"; done
