@@ -234,18 +234,16 @@ static void check_vendor_leaves(void)
           madt_count);
 }
 
+/* Where KVM emulates kernel code, CPUID at CPL 3 is the host's own: nothing of Ferry's is seen. */
 static void check_native(void)
 {
+    if (cpu_kernel_emulated())
+        return;
     for (uint32_t i = 0; i < reported; i++) {
         uint32_t native = reports[i].native1.ebx >> 24;
         if (native == (reports[i].lapic & 0xFF))
             continue;
-        if (cpu_kernel_emulated())
-            skipped("cpuid-cpl3", "this host's KVM shows the host's CPUID at CPL 3 (APIC id %u "
-                    "on processor %u)", native, i);
-        else
-            not_ok("cpuid-cpl3", "processor %u: APIC id %u, its APIC %u", i, native,
-                   reports[i].lapic);
+        not_ok("cpuid-cpl3", "processor %u: APIC id %u, its APIC %u", i, native, reports[i].lapic);
         return;
     }
     ok("cpuid-cpl3");

@@ -1,5 +1,6 @@
 # Debian's stock kernel from start to end: CPUs, firmware, and every way a guest ends.
 # lab: --smp 2
+# guest: cpus
 # shellcheck shell=sh disable=SC2016,SC2034,SC2086,SC2154,SC2164 # the harness's variables, the guests' commands
 
 # What a kernel says when firmware or hardware is not as it should be.
@@ -50,6 +51,13 @@ test_kernel_with_two_cpus_complains_of_nothing() {
     booted 2 guest
     has '^dmesg:.*Linux version'
     lacks "^dmesg:.*($complaints)"
+}
+
+# A KVM that emulates kernel code shows the host's CPUID at CPL 3, so it is here that this is seen.
+test_payload_guest_finds_its_processors_at_CPL_3_too() {
+    ferry run -k /opt/guest/cpus.elf -a 'cpus=2' -c 2 </dev/null >console
+    has '^ok cpuid-cpl3'
+    lacks '^not ok'
 }
 
 test_kernel_finds_a_16550A() {
