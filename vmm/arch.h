@@ -58,7 +58,7 @@ int arch_vcpu_compare(struct arch_vcpu *acpu, struct state_reader *in, char *mis
 int arch_vm_save(int vm_fd, struct state_buffer *out);
 int arch_vm_load(int vm_fd, struct state_reader *in);
 
-/* Before the first vCPU that is to be created with `assist`. */
+/* For a VM whose vCPUs are to be created with `assist`: before it has anything else. */
 int arch_vm_assist(int kvm_fd, int vm_fd);
 /* What such a VM's Linux is told: to keep from what is slow or fails there. */
 extern const char arch_assist_options[];

@@ -213,7 +213,7 @@ static int build_kernel(struct machine *m)
 /* A host without usable KVM is one thing, a VM that is too large for it another. */
 static int build_vm(struct machine *m)
 {
-    int err = vm_create(&m->vm, m->mem);
+    int err = vm_create(&m->vm, m->mem, m->assist);
 
     return err && err != -ENOMEM ? -EOPNOTSUPP : err;
 }

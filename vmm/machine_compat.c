@@ -186,7 +186,7 @@ static int compare_processor(const struct snapshot_section *section, char *missi
     int err = memory_create(&mem, &memory);
 
     if (!err)
-        err = vm_create(&vm, mem);
+        err = vm_create(&vm, mem, false);
     config.vm = vm;
     if (!err)
         err = vcpus_create(&vcpus, &config);

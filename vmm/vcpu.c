@@ -413,8 +413,6 @@ int vcpus_create(struct vcpus **out, const struct vcpus_config *config)
     init_changed(set);
     set->vcpus = calloc(config->count, sizeof(*set->vcpus));
     err = set->vcpus ? 0 : -ENOMEM;
-    if (!err && config->assist)
-        err = arch_vm_assist(vm_kvm_fd(config->vm), vm_fd(config->vm));
     for (unsigned i = 0; !err && i < config->count; i++)
         set->vcpus[i].fd = -1;
     for (unsigned i = 0; !err && i < config->count; i++)

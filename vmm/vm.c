@@ -131,7 +131,7 @@ unsigned kvm_max_vcpus(int kvm_fd)
     return n > 0 ? (unsigned)n : 4; /* api.rst: 4 when neither is known */
 }
 
-int vm_create(struct vm **out, struct guest_memory *mem)
+int vm_create(struct vm **out, struct guest_memory *mem, bool assist)
 {
     struct vm *vm = calloc(1, sizeof(*vm));
     int err;
@@ -146,6 +146,10 @@ int vm_create(struct vm **out, struct guest_memory *mem)
     if (err)
         goto fail;
     err = create_vm_fd(vm);
+    /* Before all else: with an interrupt controller there, KVM takes some 10 ms for it (it waits for
+     * readers of its tables, of which there are none yet). */
+    if (!err && assist)
+        err = arch_vm_assist(vm->kvm_fd, vm->fd);
     if (err)
         goto fail;
     vm->max_vcpus = kvm_max_vcpus(vm->kvm_fd);

@@ -91,7 +91,7 @@ static void start(const void *code, size_t n)
     if (access("/dev/kvm", R_OK | W_OK) != 0)
         cr_skip("no /dev/kvm on this host: %s", strerror(errno));
     cr_assert_eq(memory_create(&mem, &memory), 0);
-    cr_assert_eq(vm_create(&vm, mem), 0);
+    cr_assert_eq(vm_create(&vm, mem, false), 0);
     cr_assert_eq(bus_create(&pio, "pio"), 0);
     cr_assert_eq(bus_create(&mmio, "mmio"), 0);
     cr_assert_eq(bus_add(pio, &ports), 0);
