@@ -1,10 +1,10 @@
 /*
  * Records of what was made on the host; taking it away, also after others.
  *
- * The records are files $RUNDIR/made/PID-START-NUMBER, of one line each:
+ * The records are files $RUNDIR/made/PID-START-NUMBER, of a line or two:
  *
  *     macvtap NETNS NAME MAC
- *     socket PATH
+ *     socket PATH             and, behind it, file DEVICE INODE
  *     forwarding NETNS LINK
  *
  * NETNS is the inode of the network namespace; what is in another one than this process's is left
@@ -204,6 +204,29 @@ int made_socket(struct made *made, const char *path)
     return note(made, path, line);
 }
 
+void made_socket_bound(struct made *made, const char *path)
+{
+    char line[64];
+    struct stat st;
+
+    if (lstat(path, &st) < 0)
+        return;
+    snprintf(line, sizeof(line), "file %llu %llu\n", (unsigned long long)st.st_dev,
+             (unsigned long long)st.st_ino);
+    if (write(made->fd, line, strlen(line)) < 0)
+        log_debug("%s: cannot note its number: %s", path, strerror(errno));
+}
+
+/* Whether the record tells the file's number, and it is this one's. A dead process's socket may still
+ * be served for a moment, as its ring goes after it. */
+static bool is_noted_file(const char *line, const struct stat *st)
+{
+    unsigned long long dev, ino;
+
+    return sscanf(line, "file %llu %llu", &dev, &ino) == 2 && dev == st->st_dev &&
+           ino == st->st_ino;
+}
+
 /* Whether somebody listens there. path: fits in an address. */
 static bool is_served(const char *path)
 {
@@ -232,7 +255,8 @@ static void undo_socket(const char *line)
         return;
     length = (int)(end - line);
     snprintf(path, sizeof(path), "%.*s", length, line);
-    if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) && !is_served(path))
+    if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) &&
+        (is_noted_file(end + 1, &st) || !is_served(path)))
         unlink(path);
 }
 

@@ -34,6 +34,9 @@ int made_macvtap(struct made *made, const char *name, const uint8_t mac[6]);
 /* A unix socket is about to be bound at this absolute path, where nothing is. Errors as above. */
 int made_socket(struct made *made, const char *path);
 
+/* It was bound: notes which file it is. Without this, only a socket that nobody serves is taken away. */
+void made_socket_bound(struct made *made, const char *path);
+
 /*
  * Has the host forward IPv4 packets that arrive at the link, unless it does already. *changed tells
  * whether it would not, but for Ferry: then the record is there, and made_undo() restores that when

@@ -538,8 +538,11 @@ static int start_listening(struct stream_port *s, const struct stream_config *co
     if (s->listener >= 0 && !config->path)
         (void)setsockopt(s->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
     if (s->listener >= 0 && bind(s->listener, &s->address.any, s->address_size) == 0 &&
-        listen(s->listener, 4) == 0)
+        listen(s->listener, 4) == 0) {
+        if (config->path)
+            made_socket_bound(&s->made, config->path);
         return 0;
+    }
     err = -errno;
     log_error("%s: cannot listen at %s: %s", s->port.name, where, strerror(-err));
     return err;
