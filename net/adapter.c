@@ -52,6 +52,7 @@ struct adapter {
     struct dhcp_leases *leases;
     struct dhcp_store *store;
     struct tap *tap;
+    struct made link;
     struct made forwarding[RTNL_MAX_UPLINKS];
     unsigned n_forwarding;
 
@@ -349,7 +350,7 @@ static int set_up_link(struct adapter *a, struct netlink *nl, const struct adapt
         return err;
     }
     memcpy(a->dhcp.config.mac, now.mac, sizeof(now.mac));
-    return 0;
+    return made_tap(&a->link, link, now.mac);
 }
 
 static int set_up_tap(struct adapter *a, struct netlink *nl, const struct adapter_config *config)
@@ -403,6 +404,7 @@ int adapter_create(struct adapter **out, struct loop *loop, const struct adapter
     a->name = config->name;
     a->loop = loop;
     a->filter.fd = -1;
+    a->link = (struct made)MADE_NONE;
     err = set_up(a, config);
     if (err) {
         adapter_destroy(a);
@@ -417,6 +419,7 @@ void adapter_destroy(struct adapter *a)
     if (!a)
         return;
     tap_destroy(a->tap);
+    made_undo(&a->link);
     while (a->n_forwarding > 0)
         made_undo(&a->forwarding[--a->n_forwarding]);
     netlink_close(&a->filter);

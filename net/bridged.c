@@ -202,7 +202,11 @@ static int open_bridge(struct bridged *b, struct netlink *nl, const struct bridg
         log_error("%s: cannot make %s a port of %s: %s%s%s", b->name, device->name, config->bridge,
                   strerror(-err), nl->reason[0] ? ": " : "", nl->reason);
         tap_device_close(device);
+        return err;
     }
+    err = made_tap(&b->made, device->name, mac);
+    if (err)
+        tap_device_close(device);
     return err;
 }
 

@@ -4,6 +4,7 @@
  * The records are files $RUNDIR/made/PID-START-NUMBER, of a line or two:
  *
  *     macvtap NETNS NAME MAC
+ *     tun NETNS NAME MAC
  *     socket PATH             and, behind it, file DEVICE INODE
  *     forwarding NETNS LINK
  *
@@ -150,41 +151,52 @@ static int note(struct made *made, const char *what, const char *line)
 
 /* ---- links ---- */
 
-int made_macvtap(struct made *made, const char *name, const uint8_t mac[6])
+static int note_link(struct made *made, const char *kind, const char *name, const uint8_t mac[6])
 {
     char line[LINE_MAX_BYTES];
 
-    snprintf(line, sizeof(line), "macvtap %llu %s %02x:%02x:%02x:%02x:%02x:%02x\n",
+    snprintf(line, sizeof(line), "%s %llu %s %02x:%02x:%02x:%02x:%02x:%02x\n", kind,
              network_namespace(), name, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
     return note(made, name, line);
 }
 
+int made_macvtap(struct made *made, const char *name, const uint8_t mac[6])
+{
+    return note_link(made, "macvtap", name, mac);
+}
+
+int made_tap(struct made *made, const char *name, const uint8_t mac[6])
+{
+    return note_link(made, "tun", name, mac);
+}
+
 /* Whether the link is that which the record means: it bears the record's name, or, when its process
  * was killed before it could give it that, its address. */
-static bool is_ours(const struct rtnl_link *link, const char *tag, const uint8_t mac[6])
+static bool is_ours(const struct rtnl_link *link, const char *kind, const char *tag,
+                    const uint8_t mac[6])
 {
-    return strcmp(link->kind, "macvtap") == 0 &&
+    return strcmp(link->kind, kind) == 0 &&
            (strcmp(link->alias, tag) == 0 ||
             (link->alias[0] == '\0' && memcmp(link->mac, mac, 6) == 0));
 }
 
 /* False when the record must stay. */
-static bool undo_macvtap(const char *tag, const char *line)
+static bool undo_link(const char *tag, const char *line)
 {
     unsigned long long namespace;
     struct rtnl_link link;
     struct netlink nl;
-    char name[IFNAMSIZ];
+    char kind[8], name[IFNAMSIZ];
     uint8_t mac[6];
     int err;
 
-    if (sscanf(line, "macvtap %llu %15s %hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &namespace, name, &mac[0],
-               &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]) != 8)
+    if (sscanf(line, "%7s %llu %15s %hhx:%hhx:%hhx:%hhx:%hhx:%hhx", kind, &namespace, name,
+               &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]) != 9)
         return true;
     if (namespace != network_namespace() || netlink_open(&nl, NETLINK_ROUTE) < 0)
         return false;
     err = rtnl_link_find(&nl, name, &link);
-    if (!err && is_ours(&link, tag, mac))
+    if (!err && is_ours(&link, kind, tag, mac))
         err = rtnl_link_delete(&nl, link.index);
     netlink_close(&nl);
     if (err && err != -ENODEV) {
@@ -384,8 +396,8 @@ static bool undo(int folder, int fd, const char *tag)
 
     if (!read_record(fd, line))
         return true;
-    if (strncmp(line, "macvtap ", 8) == 0)
-        return undo_macvtap(tag, line);
+    if (strncmp(line, "macvtap ", 8) == 0 || strncmp(line, "tun ", 4) == 0)
+        return undo_link(tag, line);
     if (strncmp(line, "forwarding ", 11) == 0)
         return undo_forwarding(folder, tag, line);
     if (strncmp(line, "socket ", 7) == 0)

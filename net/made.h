@@ -1,7 +1,9 @@
 /*
  * Records of what was made on the host and outlives the process: links that no descriptor holds, a
- * setting that was changed, a socket's name. Whatever can vanish with a descriptor (a tap with its
- * address, a filter's table) is made so and needs none.
+ * setting that was changed, a socket's name. Whatever vanishes with a descriptor at once (a filter's
+ * table) is made so and needs none. A tap vanishes with its descriptors, but a killed process's ring
+ * holds them a moment longer than the process lives: long enough for the next ferry to find the
+ * network taken.
  *
  * A record is a file in the run directory, made before the thing is and removed after it. Its
  * process holds a lock on it; a record that nobody holds is one whose process was killed, and the
@@ -30,6 +32,12 @@ struct made {
  * become its alias. Errors, logged: -ENOENT (no run directory), those of files.
  */
 int made_macvtap(struct made *made, const char *name, const uint8_t mac[6]);
+
+/*
+ * There is a tap of that name and address in this network namespace, which this process made.
+ * Errors as above.
+ */
+int made_tap(struct made *made, const char *name, const uint8_t mac[6]);
 
 /* A unix socket is about to be bound at this absolute path, where nothing is. Errors as above. */
 int made_socket(struct made *made, const char *path);
