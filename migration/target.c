@@ -1,20 +1,18 @@
 /*
  * The steps of the side where a guest arrives.
  *
- * Pages are read straight into guest memory, whose ranges are checked before; their checksum is taken
- * then. That memory is nobody's until the source gives the guest away, so a damaged page harms
- * nothing. Threads: see the header; the two figures of the status are atomics.
+ * What is heard and said, and the sections that are kept; pages are target_pages.c's. Threads: see the
+ * header; the figures of the status are atomics.
  */
 #include "migration/target.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "migration/pages.h"
+#include "migration/target_internal.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop.h"
 
@@ -22,12 +20,6 @@
 #define MAX_SECTIONS 8192u
 #define MAX_SECTION_BYTES (64u << 20)
 #define MAX_TOTAL_BYTES (256u << 20)
-
-struct target {
-    struct link *link; /* owns */
-    _Atomic uint64_t received_bytes, stopped_ns;
-    atomic_bool paused;
-};
 
 int target_create(struct target **out, struct link *link)
 {
@@ -62,7 +54,7 @@ void target_get_status(const struct target *t, struct target_status *status)
     status->stopped_ns = atomic_load_explicit(&t->stopped_ns, memory_order_relaxed);
 }
 
-static int damaged(struct target *t, const char *what)
+int target_damaged(struct target *t, const char *what)
 {
     log_error("%s: %s", link_reader(t->link)->name, what);
     return -EBADMSG;
@@ -85,7 +77,7 @@ static int keep(struct target *t, struct intake *in, const struct stream_section
     in->bytes += section->length;
     if (section->length > MAX_SECTION_BYTES || in->bytes > MAX_TOTAL_BYTES ||
         in->snapshot->n_sections >= MAX_SECTIONS)
-        return damaged(t, "more state came than any guest has");
+        return target_damaged(t, "more state came than any guest has");
     err = stream_read_payload(link_reader(t->link), section, crc, &payload);
     if (err)
         return err;
@@ -107,7 +99,7 @@ static int pass_over(struct target *t, const struct stream_section *section, uin
         return -EOPNOTSUPP;
     }
     if (section->length > MAX_SECTION_BYTES)
-        return damaged(t, "more came than is expected");
+        return target_damaged(t, "more came than is expected");
     err = stream_read_payload(link_reader(t->link), section, crc, &payload);
     if (!err)
         free(payload);
@@ -120,7 +112,7 @@ static int heard_abort(struct target *t, const struct stream_section *section, u
     int err;
 
     if (section->length > LINK_TEXT_MAX)
-        return damaged(t, "a reason that is too long");
+        return target_damaged(t, "a reason that is too long");
     err = stream_read_payload(link_reader(t->link), section, crc, &why);
     if (err)
         return err;
@@ -141,9 +133,9 @@ static int take_hello(struct target *t, struct intake *in, const struct stream_s
         return keep(t, in, section, crc);
     case STREAM_MEMFD:
         if (*memory_fd >= 0 || section->length != 0)
-            return damaged(t, "memory came twice");
+            return target_damaged(t, "memory came twice");
         *memory_fd = link_take_fd(t->link);
-        return *memory_fd < 0 ? damaged(t, "the guest's memory did not come along") : 0;
+        return *memory_fd < 0 ? target_damaged(t, "the guest's memory did not come along") : 0;
     case STREAM_ABORT:
         return heard_abort(t, section, crc);
     case STREAM_DEVICE:
@@ -158,7 +150,7 @@ static int take_hello(struct target *t, struct intake *in, const struct stream_s
     case STREAM_READY:
     case STREAM_GO:
     case STREAM_RUNNING:
-        return damaged(t, "a section came too early");
+        return target_damaged(t, "a section came too early");
     }
     return pass_over(t, section, crc);
 }
@@ -194,91 +186,13 @@ int target_report(struct target *t, const char *json)
 
 /* ---- memory and state ---- */
 
-/* Runs that are the guest's, and whose bytes are just those that follow. */
-static int check_runs(struct target *t, struct guest_memory *mem, const struct wire_run *runs,
-                      uint32_t n, uint64_t bytes)
-{
-    uint64_t wanted = 0;
-
-    for (uint32_t i = 0; i < n; i++) {
-        uint64_t gpa = le64toh(runs[i].gpa);
-        uint64_t length = (uint64_t)le32toh(runs[i].pages) * PAGES_SIZE;
-
-        if (length == 0 || gpa % PAGES_SIZE != 0 || !memory_at(mem, gpa, length)) {
-            log_error("%s: pages at %#llx, which is not the guest's memory",
-                      link_reader(t->link)->name, (unsigned long long)gpa);
-            return -EINVAL;
-        }
-        if (!(le32toh(runs[i].flags) & PAGES_ZERO))
-            wanted += length;
-    }
-    return wanted == bytes ? 0 : damaged(t, "pages of another length than they say");
-}
-
-static int fill_runs(struct target *t, struct guest_memory *mem, const struct wire_run *runs,
-                     uint32_t n, uint32_t *crc)
-{
-    const struct stream_reader *reader = link_reader(t->link);
-    int err = 0;
-
-    for (uint32_t i = 0; !err && i < n; i++) {
-        uint64_t gpa = le64toh(runs[i].gpa);
-        uint64_t length = (uint64_t)le32toh(runs[i].pages) * PAGES_SIZE;
-        void *host = memory_at(mem, gpa, length);
-
-        if (le32toh(runs[i].flags) & PAGES_ZERO) {
-            err = memory_zero(mem, gpa, length);
-            continue;
-        }
-        err = reader->fill(reader, host, length);
-        if (err)
-            break;
-        *crc = stream_crc(*crc, host, length);
-        memory_mark_dirty(mem, gpa, length);
-    }
-    return err;
-}
-
-static int take_pages(struct target *t, struct guest_memory *mem,
-                      const struct stream_section *section, uint32_t wanted_crc)
-{
-    const struct stream_reader *reader = link_reader(t->link);
-    struct wire_run runs[PAGES_RUNS];
-    struct wire_pages head;
-    uint64_t table;
-    uint32_t n, crc;
-    int err;
-
-    if (!mem)
-        return damaged(t, "pages came, though memory was handed over");
-    if (section->length < sizeof(head))
-        return damaged(t, "pages without a table");
-    err = reader->fill(reader, &head, sizeof(head));
-    if (err)
-        return err;
-    n = le32toh(head.n_runs);
-    table = sizeof(head) + n * sizeof(runs[0]);
-    if (n > PAGES_RUNS || section->length < table)
-        return damaged(t, "pages in more runs than are expected");
-    err = reader->fill(reader, runs, n * sizeof(runs[0]));
-    if (!err)
-        err = check_runs(t, mem, runs, n, section->length - table);
-    if (err)
-        return err;
-    crc = stream_crc(stream_crc(0, &head, sizeof(head)), runs, n * sizeof(runs[0]));
-    err = fill_runs(t, mem, runs, n, &crc);
-    atomic_fetch_add_explicit(&t->received_bytes, section->length, memory_order_relaxed);
-    return !err && crc != wanted_crc ? damaged(t, "pages are damaged: their checksum does not match")
-                                     : err;
-}
-
 static int take_stopped(struct target *t, const struct stream_section *section, uint32_t crc)
 {
     void *word;
     int err;
 
     if (section->length != 1)
-        return damaged(t, "a word of another length");
+        return target_damaged(t, "a word of another length");
     err = stream_read_payload(link_reader(t->link), section, crc, &word);
     if (err)
         return err;
@@ -293,7 +207,7 @@ static int take_state(struct target *t, struct guest_memory *mem, struct intake 
 {
     switch ((enum stream_kind)section->kind) {
     case STREAM_PAGES:
-        return take_pages(t, mem, section, crc);
+        return target_take_pages(t, mem, section, crc);
     case STREAM_STOPPED:
         return take_stopped(t, section, crc);
     case STREAM_DEVICE:
@@ -313,7 +227,7 @@ static int take_state(struct target *t, struct guest_memory *mem, struct intake 
     case STREAM_READY:
     case STREAM_GO:
     case STREAM_RUNNING:
-        return damaged(t, "a section came at the wrong time");
+        return target_damaged(t, "a section came at the wrong time");
     }
     return pass_over(t, section, crc);
 }
@@ -329,7 +243,7 @@ int target_receive(struct target *t, struct guest_memory *mem, struct snapshot *
 
         err = stream_read_head(link_reader(t->link), &section, &crc);
         if (!err && section.kind == STREAM_END && section.length == 0)
-            return atomic_load(&t->stopped_ns) ? 0 : damaged(t, "the guest was not stopped");
+            return atomic_load(&t->stopped_ns) ? 0 : target_damaged(t, "the guest was not stopped");
         if (!err)
             err = take_state(t, mem, &in, &section, crc);
     }
@@ -355,7 +269,7 @@ int target_ready(struct target *t)
         return 0;
     if (section.kind == STREAM_ABORT)
         return heard_abort(t, &section, crc);
-    return damaged(t, "another word than that the guest may run");
+    return target_damaged(t, "another word than that the guest may run");
 }
 
 int target_running(struct target *t, const char *json)
