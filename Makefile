@@ -66,7 +66,7 @@ $(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libferry
 
 # ---- what takes packages that may be missing: they come first, then make starts over ----
 .PHONY: demo check lab linux bench deps built
-built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE)
+built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE) $(TCP_SERVER)
 
 demo: deps ## boot a Linux guest with networking, and show it
 	@$(MAKE) --no-print-directory all

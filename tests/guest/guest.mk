@@ -18,7 +18,7 @@ GUEST_ELF      := $(GUEST_SRC:tests/guest/%.c=$(BUILD)/guest/%.elf) $(BUILD)/gue
 .PHONY: guest check-guest
 guest: $(GUEST_ELF) ## build the payload guests
 
-check-guest: guest $(BUILD)/ferry ## run the payload guests under ferry
+check-guest: guest $(BUILD)/ferry $(BUILD)/tests/net/server ## run the payload guests under ferry
 	tests/guest/run-tests --ferry $(BUILD)/ferry --guests $(BUILD)/guest
 
 $(BUILD)/obj/tests/guest/%.o: tests/guest/%.c
@@ -33,9 +33,11 @@ $(BUILD)/guest/%.elf: $(BUILD)/obj/tests/guest/%.o $(GUEST_LIB_OBJ) tests/guest/
 	@mkdir -p $(@D)
 	$(GUEST_CC) $(GUEST_LDFLAGS) -Wl,-T,tests/guest/lib/payload.lds -o $@ $(filter %.o,$^)
 
-# The payload hostile is in several files.
+# The payloads hostile and tcp are in several files.
 GUEST_HOSTILE_SRC := $(sort $(wildcard tests/guest/hostile/*.c))
+GUEST_TCP_SRC := $(sort $(wildcard tests/guest/tcp/*.c))
 $(BUILD)/guest/hostile.elf: $(GUEST_HOSTILE_SRC:%.c=$(BUILD)/obj/%.o)
+$(BUILD)/guest/tcp.elf: $(GUEST_TCP_SRC:%.c=$(BUILD)/obj/%.o)
 
 # The Multiboot guest is 32-bit and stands alone.
 GUEST_MULTIBOOT_OBJ := $(BUILD)/obj/tests/guest/multiboot/start.o \
