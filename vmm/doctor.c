@@ -27,6 +27,7 @@
 #include "vmm/client.h"
 #include "vmm/http_api.h"
 #include "vmm/memory.h"
+#include "vmm/memory_file.h"
 #include "vmm/probe.h"
 #include "vmm/util/log.h"
 #include "vmm/vm.h"
@@ -243,26 +244,18 @@ static void check_hugepages(struct diagnosis *diagnosis, json_t *host)
     json_object_set_new(host, "hugepages", list);
 }
 
-/* Guest memory is a memfd, to which the kernel lends huge pages by this switch alone. */
 static void check_shared_thp(struct diagnosis *diagnosis, json_t *host)
 {
-    static const char path[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    char text[128] = "";
-    FILE *file = fopen(path, "re");
-    bool on;
+    bool lent = memory_file_lends_huge_pages();
 
-    if (!file)
-        return;
-    if (!fgets(text, sizeof(text), file))
-        text[0] = '\0';
-    fclose(file);
-    on = !strstr(text, "[never]") && !strstr(text, "[deny]");
-    json_object_set_new(host, "shared_thp", json_boolean(on));
-    if (on)
+    json_object_set_new(host, "shared_thp", json_boolean(lent));
+    if (lent)
         add(diagnosis, VERDICT_OK, "transparent huge pages", NULL, "lent to guest memory");
     else
-        add(diagnosis, VERDICT_NOTE, "transparent huge pages", "echo advise, as root, into that file",
-            "not lent to guest memory, as %s says; with them a guest boots faster", path);
+        add(diagnosis, VERDICT_NOTE, "transparent huge pages",
+            "sysctl kernel.unprivileged_userns_clone=1, or as root 'echo advise "
+            ">/sys/kernel/mm/transparent_hugepage/shmem_enabled'",
+            "not lent to guest memory; with them a guest boots faster");
 }
 
 static void check_userfaultfd(struct diagnosis *diagnosis, json_t *host)

@@ -1,5 +1,5 @@
 /*
- * Guest memory in a memfd: creation, translation, copies, the process's own dirty bitmap.
+ * Guest memory in a file of its own: creation, translation, copies, the process's own dirty bitmap.
  *
  * Does not register memory with KVM and does not know who uses it. The region table is constant
  * after creation; the dirty bitmap is shared by every thread that writes guest memory and by the
@@ -9,19 +9,21 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/memfd.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmm/memory_file.h"
 #include "vmm/util/log.h"
 
 #define PAGE_SHIFT 12
 #define PAGE_SIZE (1ull << PAGE_SHIFT)
 #define BITS_PER_WORD 64
+/* The start of memory, where PCs keep small things far apart (tables, trampolines, the command line),
+ * and all that a tiny guest has: a huge page for each would cost it time and memory. */
+#define SMALL_PAGES (16 * MIB)
 
 typedef _Atomic uint64_t dirty_word;
 
@@ -29,7 +31,7 @@ struct guest_memory {
     uint64_t size;
     uint64_t page;       /* bytes: what the memory is made of, and can be given back in */
     bool prealloc;       /* pages stay where they are */
-    int fd;              /* owns */
+    struct memory_file file; /* owns */
     uint8_t *host;       /* owns the mapping of the whole file */
     unsigned n_regions;
     struct memory_region regions[MEMORY_MAX_REGIONS];
@@ -59,33 +61,19 @@ static int check_config(const struct memory_config *config)
 
 static int open_file(struct guest_memory *mem, const struct memory_config *config)
 {
-    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    int err = memory_file_open(&mem->file, config->size, config->hugepage);
 
-    if (config->hugepage) {
-        flags |= MFD_HUGETLB;
-        flags |= (unsigned)__builtin_ctzll(config->hugepage) << MFD_HUGE_SHIFT;
-    }
-    mem->fd = memfd_create("ferry-ram", flags);
-    if (mem->fd < 0 || ftruncate(mem->fd, (off_t)config->size) < 0) {
-        int err = -errno;
+    if (err)
         log_error("memory: cannot make a file of %llu MiB%s: %s",
                   (unsigned long long)(config->size / MIB),
                   config->hugepage ? " of huge pages" : "", strerror(-err));
-        return err;
-    }
-    /* Whoever it is handed to need not fear that it shrinks under the mapping. */
-    (void)fcntl(mem->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
-    return 0;
+    return err;
 }
 
 /* A file that can shrink would be a SIGBUS to come. */
 static int check_adopted(const struct guest_memory *mem)
 {
-    struct stat st;
-    int seals = fcntl(mem->fd, F_GET_SEALS);
-
-    if (fstat(mem->fd, &st) == 0 && st.st_size == (off_t)mem->size && seals >= 0 &&
-        (seals & F_SEAL_SHRINK))
+    if (memory_file_is_sound(mem->file.fd, mem->size))
         return 0;
     log_error("memory: what was handed over is not this guest's memory");
     return -EINVAL;
@@ -100,7 +88,7 @@ static int map_file(struct guest_memory *mem, const struct memory_config *config
         flags = MAP_SHARED;
     if (config->prealloc)
         flags |= MAP_POPULATE;
-    mem->host = mmap(NULL, config->size, PROT_READ | PROT_WRITE, flags, mem->fd, 0);
+    mem->host = mmap(NULL, config->size, PROT_READ | PROT_WRITE, flags, mem->file.fd, 0);
     if (mem->host == MAP_FAILED) {
         int err = -errno;
         mem->host = NULL;
@@ -116,10 +104,9 @@ static int map_file(struct guest_memory *mem, const struct memory_config *config
     }
     /* Guest RAM in a core dump helps nobody and costs the disk. */
     (void)madvise(mem->host, config->size, MADV_DONTDUMP);
-    /* Where the host lends huge pages to memfds on request (shmem_enabled is `advise`), the first
-     * touch of 2 MiB costs one fault instead of 512, and KVM's tables are a level shorter. */
-    if (!config->hugepage)
-        (void)madvise(mem->host, config->size, MADV_HUGEPAGE);
+    /* The request for huge pages: see memory_file.h. */
+    if (!config->hugepage && config->size > SMALL_PAGES)
+        (void)madvise(mem->host + SMALL_PAGES, config->size - SMALL_PAGES, MADV_HUGEPAGE);
     return 0;
 }
 
@@ -145,7 +132,8 @@ static int create(struct guest_memory **out, const struct memory_config *config,
             close(fd);
         return -ENOMEM;
     }
-    mem->fd = fd;
+    mem->file = (struct memory_file)MEMORY_FILE_NONE;
+    mem->file.fd = fd;
     mem->size = config->size;
     mem->page = config->hugepage ? config->hugepage : PAGE_SIZE;
     mem->prealloc = config->prealloc;
@@ -185,8 +173,7 @@ void memory_destroy(struct guest_memory *mem)
         free(mem->dirty[i]);
     if (mem->host)
         munmap(mem->host, mem->size);
-    if (mem->fd >= 0)
-        close(mem->fd);
+    memory_file_close(&mem->file);
     free(mem);
 }
 
@@ -197,7 +184,7 @@ uint64_t memory_size(const struct guest_memory *mem)
 
 int memory_fd(const struct guest_memory *mem)
 {
-    return mem->fd;
+    return mem->file.fd;
 }
 
 unsigned memory_regions(const struct guest_memory *mem, const struct memory_region **regions)
@@ -272,7 +259,7 @@ static bool punch_pages(struct guest_memory *mem, uint64_t start, uint64_t end)
 {
     if (mem->prealloc || end < start || end - start < ZERO_BY_HOLE_MIN)
         return false;
-    return fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
+    return fallocate(mem->file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
                      (off_t)(end - start)) == 0;
 }
 
@@ -353,7 +340,7 @@ void memory_dirty_harvest(struct guest_memory *mem, unsigned region, uint64_t *b
 
 int memory_clear(struct guest_memory *mem)
 {
-    if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)mem->size) < 0)
+    if (fallocate(mem->file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)mem->size) < 0)
         return -errno;
     for (unsigned i = 0; i < mem->n_regions; i++)
         memory_mark_dirty(mem, mem->regions[i].base, mem->regions[i].size);

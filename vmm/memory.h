@@ -1,5 +1,5 @@
 /*
- * Guest memory: RAM in a memfd, reached only by checked guest physical addresses.
+ * Guest memory: RAM in a file (memory_file.h), reached only by checked guest physical addresses.
  *
  * Knows nothing of KVM (vm.c tells KVM of the regions), so tests and fuzz targets use the real
  * thing. A gpa_t never mixes with a pointer: memory_at() is the one translation, and everything
@@ -27,7 +27,7 @@ typedef uint64_t gpa_t;
 struct memory_region {
     gpa_t base;
     uint64_t size;        /* bytes */
-    uint64_t file_offset; /* of base in the memfd */
+    uint64_t file_offset; /* of base in the file */
     uint8_t *host;        /* borrowed from the mapping, for as long as the memory lives */
 };
 
@@ -43,10 +43,10 @@ struct guest_memory;
 
 /*
  * Errors, each logged: -EINVAL (size or alignment), -ENOMEM (the host has not as much, or as many
- * huge pages), others of memfd_create(2), ftruncate(2), mmap(2). *out is owned by the caller.
+ * huge pages), others of memory_file_open(), mmap(2). *out is owned by the caller.
  */
 int memory_create(struct guest_memory **out, const struct memory_config *config);
-/* The memory that another process handed over: its memfd, which is taken over, also on error. Both
+/* The memory that another process handed over: its file, which is taken over, also on error. Both
  * processes then see the same bytes. -EINVAL: it is not of that size, or could shrink; logged. */
 int memory_adopt(struct guest_memory **out, const struct memory_config *config, int fd);
 void memory_destroy(struct guest_memory *mem);

@@ -1,11 +1,14 @@
 /* Guest memory: translation at every edge, copies, our own dirty bitmap. Needs no KVM. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "vmm/memory.h"
+#include "vmm/memory_file.h"
 
 #define SMALL (8 * MIB)
 #define HOLE_BASE (4 * MIB)
@@ -210,4 +213,64 @@ Test(memory_config, marks_all_of_it_when_it_is_cleared)
     for (size_t i = 0; i < sizeof(bitmap) / sizeof(bitmap[0]); i++)
         cr_assert_eq(bitmap[i], UINT64_MAX);
     memory_destroy(mem);
+}
+
+/* ---- the file ---- */
+
+Test(memory_file, is_all_holes_at_first)
+{
+    struct memory_file file;
+    struct stat st;
+
+    cr_assert_eq(memory_file_open(&file, 4 * MIB, 0), 0);
+    cr_assert_eq(fstat(file.fd, &st), 0);
+    cr_expect_eq(st.st_size, (off_t)(4 * MIB));
+    cr_expect_eq(st.st_blocks, 0);
+    cr_expect(memory_file_is_sound(file.fd, 4 * MIB));
+    cr_expect_not(memory_file_is_sound(file.fd, 2 * MIB));
+    memory_file_close(&file);
+    cr_expect_eq(file.fd, -1);
+}
+
+Test(memory_file, of_a_user_without_rights_is_as_sound)
+{
+    struct memory_file file;
+
+    if (geteuid() == 0) {
+        cr_assert_eq(setresgid(65534, 65534, 65534), 0);
+        cr_assert_eq(setresuid(65534, 65534, 65534), 0);
+    }
+    cr_assert_eq(memory_file_open(&file, 4 * MIB, 0), 0);
+    cr_expect(memory_file_is_sound(file.fd, 4 * MIB));
+    cr_expect_eq(pwrite(file.fd, "x", 1, 4 * MIB - 1), 1);
+    memory_file_close(&file);
+}
+
+Test(memory_file, ends_its_mount_with_it)
+{
+    struct memory_file file;
+    struct stat st;
+    int before = dup(STDIN_FILENO), after;
+
+    for (unsigned i = 0; i < 8; i++) {
+        cr_assert_eq(memory_file_open(&file, 4 * MIB, 0), 0);
+        memory_file_close(&file);
+    }
+    after = dup(STDIN_FILENO);
+    cr_expect_eq(after, before + 1, "no descriptor is left");
+    cr_expect_neq(fstat(after + 1, &st), 0);
+    close(before);
+    close(after);
+}
+
+Test(memory_file, that_is_no_memory_or_can_shrink_is_not_sound)
+{
+    int memfd = memfd_create("loose", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int pipes[2], file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+    cr_assert_eq(pipe2(pipes, O_CLOEXEC), 0);
+    cr_expect_not(memory_file_is_sound(memfd, 0));
+    cr_expect_not(memory_file_is_sound(pipes[0], 0));
+    cr_expect_not(memory_file_is_sound(file, (uint64_t)lseek(file, 0, SEEK_END)));
+    cr_expect_not(memory_file_is_sound(-1, 0));
 }
