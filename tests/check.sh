@@ -13,6 +13,8 @@ BUILD=${BUILD:-build}
 export BUILD
 passed=0 failed=0 skipped=0
 started=$SECONDS
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 usage() {
     cat <<EOF
@@ -67,18 +69,53 @@ suite_unit() { unit_all "$BUILD" unit; }
 export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
 suite_asan_unit() { unit_all "$BUILD/asan" asan; }
 
+# These ask much of the host's kernel (namespaces, devices, processes that are killed), whose own
+# workers lag on a busy machine. A test that failed runs once more by itself, if there are few of
+# them: what fails again has failed. What it said the first time is shown, and how many needed it.
+readonly FEW=3
+
+# once_more PREFIX COMMAND...: a suite that takes names; PREFIX is what its lines have before them.
+once_more() {
+    local prefix=$1 name names=() counts=(0 0 0)
+    shift
+    "$@" >"$work/first" 2>&1
+    [[ $(tail -n 1 "$work/first") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]] || {
+        cat "$work/first"
+        return 1
+    }
+    counts=("${BASH_REMATCH[@]:1}")
+    mapfile -t names < <(sed -n -E "s/^not ok $prefix([^:]*).*/\\1/p" "$work/first")
+    if ((counts[1] == 0 || counts[1] > FEW || ${#names[@]} != counts[1])); then
+        cat "$work/first"
+        return "$((counts[1] > 0))"
+    fi
+    sed -e 's/^not ok/    --- once more below:/' -e '$d' "$work/first"
+    "$@" "${names[@]}" >"$work/second" 2>&1
+    sed '$d' "$work/second"
+    for name in "${names[@]}"; do
+        if grep -q -x "ok $prefix$name" "$work/second"; then
+            counts[0]=$((counts[0] + 1)) counts[1]=$((counts[1] - 1))
+        elif ! grep -q "^not ok $prefix$name" "$work/second"; then
+            echo "not ok $prefix$name: it did not run once more"
+        fi
+    done
+    echo "${#names[@]} ran a second time"
+    echo "${counts[0]} passed, ${counts[1]} failed, ${counts[2]} skipped"
+    ((counts[1] == 0))
+}
+
 suite_asan_guest() {
-    tests/guest/run-tests --ferry "$BUILD/asan/ferry" --guests "$BUILD/guest" --deadline 120 |
-        sed -u -E 's/^((not )?ok|skipped) /\1 asan: /'
+    once_more '' tests/guest/run-tests --ferry "$BUILD/asan/ferry" --guests "$BUILD/guest" \
+        --deadline 120 | sed -u -E 's/^((not )?ok|skipped) /\1 asan: /'
     return "${PIPESTATUS[0]}"
 }
 
 suite_cli() { FERRY=$BUILD/ferry tests/cli/run-tests; }
 
-suite_guest() { tests/guest/run-tests --ferry "$BUILD/ferry" --guests "$BUILD/guest"; }
+suite_guest() { once_more '' tests/guest/run-tests --ferry "$BUILD/ferry" --guests "$BUILD/guest"; }
 
 suite_modes() {
-    tests/net/run-tests --ferry "$BUILD/ferry" --guests "$BUILD/guest" --wire "$BUILD/tests/net/wire"
+    once_more 'modes: ' tests/net/run-tests --ferry "$BUILD/ferry" --guests "$BUILD/guest" --wire "$BUILD/tests/net/wire"
 }
 
 suite_fuzz() {
