@@ -113,6 +113,12 @@ static inline void device_lock(const struct device_env *env)
     pthread_mutex_lock(env->lock);
 }
 
+/* Whether it was had at once. */
+static inline bool device_trylock(const struct device_env *env)
+{
+    return pthread_mutex_trylock(env->lock) == 0;
+}
+
 static inline void device_unlock(const struct device_env *env)
 {
     pthread_mutex_unlock(env->lock);

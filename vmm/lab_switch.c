@@ -14,6 +14,8 @@
 #include "net/uplink_options.h"
 #include "vmm/util/log.h"
 
+#define POLL_MAX_NS 100000000u
+
 /* struct switch_options: the mode, and that there is one. */
 static int parse_uplink(const struct option_key *key, const char *text, void *field)
 {
@@ -25,6 +27,26 @@ static int parse_uplink(const struct option_key *key, const char *text, void *fi
     return err;
 }
 
+/* uint64_t, nanoseconds: digits and one of us and ms; or 0. */
+static int parse_poll(const struct option_key *key, const char *text, void *field)
+{
+    size_t digits = strspn(text, "0123456789");
+    const char *unit = text + digits;
+    uint64_t value = 0, factor = strcmp(unit, "ms") == 0 ? 1000000 : 1000;
+
+    (void)key;
+    if (digits == 0 || digits > 6)
+        return -EINVAL;
+    for (size_t i = 0; i < digits; i++)
+        value = value * 10 + (uint64_t)(text[i] - '0');
+    if (strcmp(unit, "us") != 0 && strcmp(unit, "ms") != 0 && !(*unit == '\0' && value == 0))
+        return -EINVAL;
+    if (value * factor > POLL_MAX_NS)
+        return -EINVAL;
+    *(uint64_t *)field = value * factor;
+    return 0;
+}
+
 static const struct option_key keys[] = {
     {.name = "name", .parse = net_parse_name, .offset = offsetof(struct switch_options, name),
      .expects = "a switch's name, of at most 31 letters, digits, '.', '_' or '-',", .required = true},
@@ -34,6 +56,8 @@ static const struct option_key keys[] = {
      .offset = offsetof(struct switch_options, fdb_max)},
     {.name = "fdb-age", .parse = option_parse_number, .min = 1, .max = 1000000,
      .offset = offsetof(struct switch_options, fdb_age_s)},
+    {.name = "poll", .parse = parse_poll, .offset = offsetof(struct switch_options, poll_ns),
+     .expects = "a time such as 50us or 1ms, up to 100ms,"},
     UPLINK_KEYS(struct switch_options, uplink),
     UPLINK_LINK_KEYS(struct switch_options, uplink),
     SWITCH_PORT_KEYS(struct switch_options, uplink_port),
@@ -42,7 +66,7 @@ static const struct option_key keys[] = {
 _Static_assert(sizeof(keys) / sizeof(keys[0]) <= 64, "a bit for each key");
 
 /* Which of the keys are a switch's without an uplink. */
-#define N_OWN_KEYS 4
+#define N_OWN_KEYS 5
 
 static int check_keys(const struct option_list *list, const struct switch_options *options,
                       uint64_t seen)

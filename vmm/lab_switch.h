@@ -5,6 +5,7 @@
 #define FERRY_LAB_SWITCH_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "net/rule.h"
 #include "net/switch.h"
@@ -18,6 +19,7 @@
 struct switch_options {
     char name[NET_NAME_MAX];
     unsigned fdb_max, fdb_age_s; /* 0: the switch's defaults */
+    uint64_t poll_ns;            /* how long its thread looks for frames before it sleeps */
     bool has_uplink;
     struct uplink_config uplink;
     struct switch_port_config uplink_port;

@@ -13,6 +13,7 @@
 
 #include "vmm/process_internal.h"
 #include "vmm/util/log.h"
+#include "vmm/util/loop.h"
 #include "vmm/util/loop_thread.h"
 
 #define LOOP_ENTRIES 256
@@ -47,6 +48,7 @@ static int make_switch(void *arg)
         .name = ps->name, .fdb_max = options->fdb_max, .fdb_age_s = options->fdb_age_s};
     int err = switch_create(&ps->sw, loop_thread_loop(ps->thread), &config);
 
+    loop_set_polling(loop_thread_loop(ps->thread), options->poll_ns);
     if (!err && options->has_uplink)
         err = plug_uplink(ps, options);
     if (!err && options->n_rules > 0)

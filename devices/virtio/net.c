@@ -326,6 +326,7 @@ static void destroy(struct virtio_device *vdev)
     struct virtio_net *net = net_of(vdev);
 
     net_port_disconnect(&net->port);
+    loop_poller_remove(net->vdev.env->loop, &net->poller);
     loop_timer_cancel(&net->more);
     loop_call_cancel(net->vdev.env->loop, &net->tell);
     virtqueue_chain_fini(&net->batch.pool);
@@ -399,6 +400,8 @@ int virtio_net_create(struct virtio_device **out, const struct device_env *env, 
         return -ENOMEM;
     net->max_pairs = options->pairs ? options->pairs : 1;
     net->more.expired = on_more;
+    net->poller.poll = net_tx_poll;
+    net->poller.polled = net_tx_polled;
     net->tell.run = on_tell;
     error = init_queues(net, env, id);
     if (error) {
@@ -413,6 +416,7 @@ int virtio_net_create(struct virtio_device **out, const struct device_env *env, 
     net->port.ops = &port_ops;
     net->port.name = net->vdev.id;
     net_state_reset(&net->state, net->mac);
+    loop_poller_add(env->loop, &net->poller);
     *out = &net->vdev;
     *port = &net->port;
     return 0;

@@ -72,6 +72,8 @@ struct virtio_net {
     bool starved;                  /* a frame of the peer's was refused */
     uint32_t received;             /* bit i: pair i got frames since the last flush */
     struct loop_timer more;        /* work was left for the loop's next round */
+    struct loop_poller poller;
+    bool polled;                   /* transmit queues are looked at without being kicked */
     struct virtio_net_counters counters;
 };
 
@@ -142,6 +144,9 @@ void net_rx_feed(struct virtio_net *net);
 
 void net_tx_run(struct virtio_net *net, unsigned pair);
 void net_tx_ready(struct net_port *port);
+/* Of struct loop_poller, for the transmit queues. */
+bool net_tx_poll(struct loop_poller *poller);
+bool net_tx_polled(struct loop_poller *poller, bool on);
 
 /* ---- net_ctrl.c ---- */
 

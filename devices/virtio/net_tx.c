@@ -9,6 +9,10 @@
  * queue, and all queues rest until the peer's ready(). A driver that never stops sending is
  * interrupted every TX_BUDGET frames for the loop's other work.
  *
+ * While the loop polls (loop_set_polling()), kicks are not wanted and the queues are looked at without
+ * them. Before it sleeps they are asked for again, and the queues looked at once more: the driver
+ * that did not see the wish is seen by that look (§2.7.10, §2.8.10).
+ *
  * Headers of the driver's are read only if it may leave checksums to the card. Nothing is allocated.
  *
  * Threads: the loop's, with the device lock held by the caller.
@@ -172,7 +176,7 @@ static void collect(struct virtio_net *net, unsigned pair, unsigned limit)
         };
         int got = virtqueue_pop(vq, &chain);
 
-        if (got == 0 && batch->n_chains == 0 && virtqueue_enable_kicks(vq)) {
+        if (got == 0 && batch->n_chains == 0 && !net->polled && virtqueue_enable_kicks(vq)) {
             virtqueue_disable_kicks(vq);
             got = virtqueue_pop(vq, &chain);
         }
@@ -258,4 +262,64 @@ void net_tx_ready(struct net_port *port)
     for (unsigned i = 0; i < net_pairs(net); i++)
         virtio_queue_kicked(&net->vdev, i * 2 + 1);
     device_unlock(net->vdev.env);
+}
+
+/* ---- polling ---- */
+
+static struct virtio_net *net_of_poller(struct loop_poller *poller)
+{
+    return (struct virtio_net *)((char *)poller - offsetof(struct virtio_net, poller));
+}
+
+/* Whether there is something in the queue that can be sent now. */
+static bool may_send(struct virtio_net *net, unsigned pair)
+{
+    return !net->blocked && !net->sending && virtqueue_pending(net_tx_queue(net, pair));
+}
+
+/* The driver's frames that it need not kick for. With the lock held. */
+static bool send_pending(struct virtio_net *net)
+{
+    bool work = false;
+
+    for (unsigned i = 0; virtio_device_live(&net->vdev) && i < net_pairs(net); i++) {
+        if (!may_send(net, i))
+            continue;
+        virtio_queue_kicked(&net->vdev, i * 2 + 1);
+        work = true;
+    }
+    return work;
+}
+
+bool net_tx_poll(struct loop_poller *poller)
+{
+    struct virtio_net *net = net_of_poller(poller);
+    bool work;
+
+    /* A vCPU that is in there is not to wait for who only looks. */
+    if (!device_trylock(net->vdev.env))
+        return false;
+    work = send_pending(net);
+    device_unlock(net->vdev.env);
+    return work;
+}
+
+bool net_tx_polled(struct loop_poller *poller, bool on)
+{
+    struct virtio_net *net = net_of_poller(poller);
+    bool work = false;
+
+    device_lock(net->vdev.env);
+    net->polled = on;
+    /* One that is paused asks for kicks when it goes on: all its queues are kicked then. */
+    for (unsigned i = 0; virtio_device_live(&net->vdev) && i < net_pairs(net); i++) {
+        if (on)
+            virtqueue_mute_kicks(net_tx_queue(net, i));
+        else
+            (void)virtqueue_enable_kicks(net_tx_queue(net, i));
+    }
+    if (!on)
+        work = send_pending(net);
+    device_unlock(net->vdev.env);
+    return work;
 }

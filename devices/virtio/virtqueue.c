@@ -468,6 +468,17 @@ void virtqueue_disable_kicks(struct virtqueue *vq)
         store_used_u16(vq, RING_FLAGS, VRING_USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
 }
 
+void virtqueue_mute_kicks(struct virtqueue *vq)
+{
+    virtqueue_disable_kicks(vq);
+    if (!vq->st.enabled || vq->packed || !vq->event_idx || !vq->avail_event_valid ||
+        vq->avail_event != vq->st.last_avail)
+        return;
+    /* §2.7.10.1: the driver notifies when it passes the entry; this one it has passed. */
+    vq->avail_event = vq->st.last_avail - 1;
+    store_used_u16(vq, avail_event_offset(vq), vq->avail_event, __ATOMIC_RELAXED);
+}
+
 bool virtqueue_enable_kicks(struct virtqueue *vq)
 {
     bool stored = false;

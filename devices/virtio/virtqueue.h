@@ -121,6 +121,9 @@ bool virtqueue_wants_interrupt(struct virtqueue *vq);
  * requests arrived meanwhile: look again before sleeping.
  */
 void virtqueue_disable_kicks(struct virtqueue *vq);
+/* As disable, which with the event index lets one more notification through where the driver was
+ * asked for it; this takes that back. */
+void virtqueue_mute_kicks(struct virtqueue *vq);
 bool virtqueue_enable_kicks(struct virtqueue *vq);
 
 /* Copies between a chain's readable/writable pieces (from byte `offset`) and a buffer; returns

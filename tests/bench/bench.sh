@@ -139,8 +139,9 @@ costs() {
     echo
 }
 
-# The switch alone, between rings in memory.
+# The switch alone, between rings in memory; then with cards.
 switch() {
+    local time
     echo "## The switch alone, without KVM"
     echo
     echo "Processor time of one thread; frames of 64 bytes unless they are said to be larger. The goals:" \
@@ -149,6 +150,16 @@ switch() {
     echo "| | |"
     echo "| --- | ---: |"
     "$BUILD/tests/bench/switch" | sed -E 's/^([^ ]*) (.*)$/| \1 | \2 |/'
+    echo
+    echo "A frame of a guest that polls, from one of its cards to the other, when the switch polls, too, or not."
+    echo
+    echo "| | each | a second |"
+    echo "| --- | ---: | ---: |"
+    for time in 0 50us 1ms; do
+        "$FERRY" run -k "$GUESTS/crossing.elf" -a 'rounds=5000' -s "lab0,poll=$time" -n switch=lab0 \
+            -n switch=lab0 >"$WORK/crossing" || :
+        cost_rows "poll=$time: " "$WORK/crossing"
+    done
     echo
 }
 

@@ -282,6 +282,30 @@ Test(lab_config, an_uplink_may_be_one_text)
     cr_assert_eq(lab.switches[0].uplink.prefix, 24);
 }
 
+Test(lab_config, a_switch_polls_for_as_long_as_it_is_told_to)
+{
+    takes("switches:\n  a: {poll: 50us}\n  b: {poll: 2ms}\n  c: {poll: 0}\n  d: {}\n" GUEST);
+    cr_assert_eq(lab.switches[0].poll_ns, 50000);
+    cr_assert_eq(lab.switches[1].poll_ns, 2000000);
+    cr_assert_eq(lab.switches[2].poll_ns, 0);
+    cr_assert_eq(lab.switches[3].poll_ns, 0);
+}
+
+Test(lab_config, a_time_to_poll_has_a_unit_and_a_limit)
+{
+    static const char *const wrong[] = {"50", "us", "1s", "101ms", "100001us", "1234567us", "-1us"};
+
+    for (unsigned i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
+        char text[200], message[200];
+
+        snprintf(text, sizeof(text), "switches:\n  a:\n    poll: %s\n" GUEST, wrong[i]);
+        snprintf(message, sizeof(message),
+                 "two.yaml:3: switches.a.poll: poll='%s' is not valid: a time such as 50us or 1ms, up "
+                 "to 100ms, was expected", wrong[i]);
+        refuses(text, message);
+    }
+}
+
 Test(lab_config, a_switch_may_be_empty)
 {
     takes("switches:\n  lab0:\n" GUEST "    nets: switch=lab0\n");

@@ -8,8 +8,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -711,6 +713,280 @@ Test(loop, a_hook_may_remove_itself_and_the_next)
     loop_hook_add(loop, &h[1].hook);
     cr_assert_eq(loop_run_until(loop, never, NULL, 1000000), -ETIMEDOUT);
     cr_assert_eq(h[0].runs + h[1].runs, 1);
+}
+
+/* ---- polling ---- */
+
+#define HOUR_NS 3600000000000ull
+
+/* A source of work with a flag that says whether it is to tell, as a driver and its queue have. */
+struct source {
+    struct loop_poller poller;
+    struct loop_event event;
+    int fd;
+    atomic_int there;   /* pieces of work */
+    atomic_bool tell;   /* whether its bell is to be rung for the next */
+    int done, polls, on, off;
+};
+
+static bool do_work(struct source *s)
+{
+    int n = atomic_exchange(&s->there, 0);
+
+    s->done += n;
+    return n > 0;
+}
+
+static bool source_poll(struct loop_poller *poller)
+{
+    struct source *s = (struct source *)poller;
+
+    s->polls++;
+    return do_work(s);
+}
+
+static bool source_polled(struct loop_poller *poller, bool on)
+{
+    struct source *s = (struct source *)poller;
+
+    s->on += on;
+    s->off += !on;
+    atomic_store(&s->tell, !on);
+    return !on && do_work(s);
+}
+
+static void source_rang(struct loop_event *event)
+{
+    do_work((struct source *)((char *)event - offsetof(struct source, event)));
+}
+
+static void source_init(struct source *s)
+{
+    *s = (struct source){
+        .poller = {.poll = source_poll, .polled = source_polled},
+        .event.fired = source_rang,
+        .fd = eventfd(0, EFD_CLOEXEC),
+        .tell = true,
+    };
+    loop_event_add(loop, &s->event, s->fd);
+    loop_poller_add(loop, &s->poller);
+}
+
+static void source_fini(struct source *s)
+{
+    loop_poller_remove(loop, &s->poller);
+    loop_event_remove(&s->event);
+    (void)loop_run_until(loop, never, NULL, 1);
+}
+
+/* Adds work, and tells only if that is asked for. */
+static void source_add(struct source *s)
+{
+    atomic_fetch_add(&s->there, 1);
+    if (atomic_load(&s->tell))
+        kick(s->fd);
+}
+
+static bool all_is_done(void *arg)
+{
+    const struct source *s = arg;
+
+    return s->done > 0 && atomic_load(&s->there) == 0;
+}
+
+Test(loop, without_polling_nobody_is_asked)
+{
+    struct source s;
+
+    source_init(&s);
+    source_add(&s);
+    cr_assert_eq(loop_run_until(loop, all_is_done, &s, DEADLINE_NS), 0);
+    cr_assert_eq(loop_run_until(loop, never, NULL, 1000000), -ETIMEDOUT);
+    cr_assert_eq(s.polls + s.on + s.off, 0);
+    source_fini(&s);
+}
+
+Test(loop, a_loop_that_nothing_happened_to_does_not_poll)
+{
+    struct source s;
+
+    source_init(&s);
+    cr_assert_eq(loop_run_until(loop, never, NULL, 1000000), -ETIMEDOUT); /* what came before */
+    loop_set_polling(loop, HOUR_NS);
+    cr_assert_eq(loop_run_until(loop, never, NULL, 1000000), -ETIMEDOUT);
+    cr_assert_eq(s.polls, 0);
+    source_fini(&s);
+}
+
+static bool was_polled_often(void *arg)
+{
+    return ((struct source *)arg)->polls > 100;
+}
+
+Test(loop, while_it_polls_work_is_done_that_nobody_tells_of)
+{
+    struct source s;
+
+    source_init(&s);
+    loop_set_polling(loop, HOUR_NS);
+    source_add(&s);
+    cr_assert_eq(loop_run_until(loop, all_is_done, &s, DEADLINE_NS), 0);
+    cr_assert_eq(loop_run_until(loop, never, NULL, 1000000), -ETIMEDOUT);
+    cr_assert(was_polled_often(&s));
+    cr_assert_not(atomic_load(&s.tell));
+    for (int i = 2; i < 10; i++) {
+        source_add(&s);
+        cr_assert_eq(loop_run_until(loop, all_is_done, &s, DEADLINE_NS), 0);
+        cr_assert_eq(s.done, i);
+    }
+    cr_assert_eq(s.on, 1);
+    cr_assert_eq(s.off, 0);
+    source_fini(&s);
+}
+
+Test(loop, who_comes_while_it_polls_is_polled)
+{
+    struct source first, second;
+
+    source_init(&first);
+    loop_set_polling(loop, HOUR_NS);
+    source_add(&first);
+    cr_assert_eq(loop_run_until(loop, was_polled_often, &first, DEADLINE_NS), 0);
+    source_init(&second);
+    cr_assert_not(atomic_load(&second.tell));
+    source_add(&second);
+    cr_assert_eq(loop_run_until(loop, all_is_done, &second, DEADLINE_NS), 0);
+    source_fini(&second);
+    source_fini(&first);
+}
+
+static bool is_asleep(void *arg)
+{
+    return ((struct source *)arg)->off > 0;
+}
+
+Test(loop, when_polling_ends_bells_are_wanted_again)
+{
+    struct source s;
+
+    source_init(&s);
+    loop_set_polling(loop, 1);
+    source_add(&s);
+    cr_assert_eq(loop_run_until(loop, is_asleep, &s, DEADLINE_NS), 0);
+    cr_assert(atomic_load(&s.tell));
+    cr_assert_eq(s.on, 1);
+    source_add(&s);
+    cr_assert_eq(loop_run_until(loop, all_is_done, &s, DEADLINE_NS), 0);
+    cr_assert_eq(s.done, 2);
+    source_fini(&s);
+}
+
+/* Work that comes at the last moment: its owner saw that it need not tell. */
+static bool polled_too_late(struct loop_poller *poller, bool on)
+{
+    struct source *s = (struct source *)poller;
+
+    if (!on && s->off == 0)
+        atomic_fetch_add(&s->there, 1);
+    return source_polled(poller, on);
+}
+
+static bool two_are_done(void *arg)
+{
+    return ((struct source *)arg)->done == 2;
+}
+
+Test(loop, work_that_came_before_it_could_be_told_of_is_done_before_the_sleep)
+{
+    struct source s;
+
+    source_init(&s);
+    s.poller.polled = polled_too_late;
+    loop_set_polling(loop, 1);
+    source_add(&s);
+    cr_assert_eq(loop_run_until(loop, two_are_done, &s, DEADLINE_NS), 0);
+    source_fini(&s);
+}
+
+Test(loop, polling_switched_off_loses_nothing)
+{
+    struct source s;
+
+    source_init(&s);
+    loop_set_polling(loop, HOUR_NS);
+    source_add(&s);
+    cr_assert_eq(loop_run_until(loop, was_polled_often, &s, DEADLINE_NS), 0);
+    s.poller.polled = polled_too_late;
+    loop_set_polling(loop, 0);
+    cr_assert_eq(loop_run_until(loop, two_are_done, &s, DEADLINE_NS), 0);
+    cr_assert(atomic_load(&s.tell));
+    source_fini(&s);
+}
+
+static void *call_from_outside(void *arg)
+{
+    loop_call(loop, arg);
+    return NULL;
+}
+
+Test(loop, a_loop_that_polls_heeds_operations_timers_calls_and_stops)
+{
+    struct counted_call c = {.call.run = note_call};
+    struct counted_call stop = {.call.run = stop_by_call};
+    struct counted_op op = {.op.done = count_done};
+    struct numbered_timer t = {{.expired = note_timer}, 3};
+    struct source s;
+    int fd = temp_file();
+    pthread_t thread;
+
+    source_init(&s);
+    loop_set_polling(loop, HOUR_NS);
+    source_add(&s);
+    cr_assert_eq(loop_run_until(loop, was_polled_often, &s, DEADLINE_NS), 0);
+    loop_write(loop, &op.op, fd, "x", 1, 0);
+    wait_op(&op);
+    loop_timer_set(loop, &t.timer, loop_now_ns() + 1000);
+    while (t.timer.armed)
+        cr_assert_eq(loop_run_until(loop, never, NULL, 100000), -ETIMEDOUT);
+    cr_assert_eq(pthread_create(&thread, NULL, call_from_outside, &c.call), 0);
+    cr_assert_eq(loop_run_until(loop, call_ran, &c, DEADLINE_NS), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    cr_assert_eq(pthread_create(&thread, NULL, call_from_outside, &stop.call), 0);
+    cr_assert_eq(loop_run(loop), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    cr_assert_eq(s.off, 0, "it polls still");
+    source_fini(&s);
+    close(fd);
+}
+
+#define PIECES 20000
+
+/* Adds one after the other, each as soon as the one before is done. */
+static void *add_pieces(void *arg)
+{
+    struct source *s = arg;
+
+    for (int i = 0; i < PIECES; i++) {
+        source_add(s);
+        while (atomic_load(&s->there) > 0)
+            sched_yield();
+    }
+    loop_stop(loop);
+    return NULL;
+}
+
+Test(loop, no_work_is_lost_between_polling_and_sleep)
+{
+    struct source s;
+    pthread_t thread;
+
+    source_init(&s);
+    loop_set_polling(loop, 2000);
+    cr_assert_eq(pthread_create(&thread, NULL, add_pieces, &s), 0);
+    cr_assert_eq(loop_run(loop), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    cr_assert_eq(s.done, PIECES);
+    source_fini(&s);
 }
 
 /* ---- stopping and the end ---- */

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "devices/virtio/net.h"
+#include "devices/virtio/net_internal.h"
 #include "devices/virtio/net_state.h"
 #include "net/offload.h"
 #include "tests/unit/fake_driver.h"
@@ -957,6 +958,159 @@ Test(virtio_net, a_paused_card_sends_nothing_and_goes_on_where_it_stopped)
     virtio_resume(vdev);
     device_unlock(&fake.env);
     cr_assert_eq(peer.delivered, 1);
+}
+
+/* ---- transmitting without kicks ---- */
+
+#define HOUR_NS 3600000000000ull
+
+static bool three_are_delivered(void *arg)
+{
+    (void)arg;
+    return peer.delivered == 3;
+}
+
+static uint16_t avail_idx(void)
+{
+    return queues[TX].avail_idx;
+}
+
+/* Has the loop poll, by a first frame with its kick; `fd` stands for the doorbell. */
+static void start_polling(uint64_t features, uint64_t ns)
+{
+    start(features);
+    loop_set_polling(fake.env.loop, ns);
+    add_frame(DATA, 100, 1);
+    fake_driver_kick(vdev, TX);
+    cr_assert_eq(peer.delivered, 1);
+    fake_env_settle(&fake); /* its marker is work that has the loop poll */
+}
+
+static void check_polling(uint64_t features)
+{
+    uint16_t old;
+
+    start_polling(features, HOUR_NS);
+    for (uint8_t i = 2; i <= 3; i++) {
+        old = avail_idx();
+        add_frame(DATA + 0x1000u * i, 100, i);
+        cr_assert_not(fake_queue_should_kick(&queues[TX], old), "frame %u", i);
+        fake_env_settle(&fake);
+        cr_assert_eq(peer.delivered, i);
+        cr_assert_eq(last_tag(), i);
+        assert_used(TX, 0);
+    }
+}
+
+Test(virtio_net, a_card_that_is_polled_sends_without_kicks)
+{
+    check_polling(0);
+}
+
+Test(virtio_net, a_card_that_is_polled_sends_without_kicks_with_event_index)
+{
+    check_polling(BIT(VIRTIO_RING_F_EVENT_IDX));
+}
+
+static void check_end_of_polling(uint64_t features)
+{
+    uint16_t old;
+
+    start_polling(features, 1);
+    cr_assert_eq(loop_run_until(fake.env.loop, three_are_delivered, NULL, 1000000), -ETIMEDOUT);
+    old = avail_idx();
+    add_frame(DATA, 100, 2);
+    cr_assert(fake_queue_should_kick(&queues[TX], old));
+}
+
+Test(virtio_net, when_polling_ends_kicks_are_wanted_again)
+{
+    check_end_of_polling(0);
+}
+
+Test(virtio_net, when_polling_ends_kicks_are_wanted_again_with_event_index)
+{
+    check_end_of_polling(BIT(VIRTIO_RING_F_EVENT_IDX));
+}
+
+/* The driver publishes a frame when it has seen that no kick is wanted, and the device asks for kicks
+ * only then. */
+Test(virtio_net, a_frame_that_comes_as_polling_ends_goes_out)
+{
+    struct loop_poller *poller;
+
+    start_polling(BIT(VIRTIO_RING_F_EVENT_IDX), HOUR_NS);
+    add_frame(DATA, 100, 2);
+    poller = &net_of(vdev)->poller;
+    cr_assert(poller->polled(poller, false), "there was work");
+    cr_assert_eq(peer.delivered, 2);
+    cr_assert_not(poller->poll(poller), "there is none any more");
+}
+
+Test(virtio_net, what_a_peer_refuses_does_not_keep_the_loop_polling)
+{
+    struct loop_poller *poller;
+
+    start_polling(0, HOUR_NS);
+    poller = &net_of(vdev)->poller;
+    peer.full = true;
+    add_frame(DATA, 100, 2);
+    cr_assert(poller->poll(poller), "it was tried");
+    cr_assert_not(poller->poll(poller));
+    cr_assert_not(poller->polled(poller, false));
+    peer.full = false;
+    net_port_ready(&peer.port);
+    cr_assert_eq(peer.delivered, 2);
+    cr_assert_eq(last_tag(), 2);
+}
+
+Test(virtio_net, a_card_that_is_paused_or_reset_is_polled_for_nothing)
+{
+    struct loop_poller *poller;
+
+    start_polling(0, HOUR_NS);
+    poller = &net_of(vdev)->poller;
+    device_lock(&fake.env);
+    virtio_pause(vdev);
+    device_unlock(&fake.env);
+    add_frame(DATA, 100, 2);
+    cr_assert_not(poller->poll(poller));
+    cr_assert_not(poller->polled(poller, false));
+    device_lock(&fake.env);
+    virtio_resume(vdev);
+    device_unlock(&fake.env);
+    cr_assert_eq(peer.delivered, 2);
+    cr_assert(fake_queue_should_kick(&queues[TX], avail_idx() - 1));
+    cr_assert_not(poller->polled(poller, true));
+    fake_driver_reset(vdev);
+    add_frame(DATA, 100, 3);
+    cr_assert_not(poller->poll(poller));
+    cr_assert_eq(peer.delivered, 2);
+}
+
+Test(virtio_net, a_driver_that_starts_while_the_card_is_polled_is_heard)
+{
+    start_polling(BIT(VIRTIO_RING_F_EVENT_IDX), HOUR_NS);
+    fake_driver_reset(vdev);
+    start_driver(BIT(VIRTIO_RING_F_EVENT_IDX));
+    for (uint8_t i = 2; i <= 3; i++) {
+        add_frame(DATA, 100, i);
+        fake_env_settle(&fake);
+        cr_assert_eq(peer.delivered, i);
+    }
+}
+
+Test(virtio_net, a_corrupt_queue_breaks_a_card_that_is_polled_once)
+{
+    struct loop_poller *poller;
+
+    start_polling(0, HOUR_NS);
+    poller = &net_of(vdev)->poller;
+    memory_write(fake.env.mem, queues[TX].avail + 2, &(uint16_t){0x4000}, 2);
+    (void)poller->poll(poller);
+    cr_assert(is_broken());
+    cr_assert_not(poller->poll(poller));
+    cr_assert_not(poller->polled(poller, false));
 }
 
 /* ---- commands ---- */

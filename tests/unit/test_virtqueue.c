@@ -766,6 +766,60 @@ Test(virtqueue, kicks_can_be_switched_off_and_on_without_the_event_index)
     cr_assert(fake_queue_should_kick(&drv, 1), "the second time, too");
 }
 
+Test(virtqueue, kicks_that_were_asked_for_already_can_be_muted)
+{
+    struct fake_used used;
+
+    for (unsigned start = 65534; start < 65539; start++) {
+        start_at((uint16_t)start);
+        cr_assert_eq(virtqueue_pop(&vq, &chain), 0);
+        virtqueue_mute_kicks(&vq);
+        for (int i = 0; i < 3; i++) {
+            uint16_t old = drv.avail_idx;
+
+            add_one();
+            cr_assert_not(fake_queue_should_kick(&drv, old), "from %u, entry %d", start, i);
+            cr_assert_eq(virtqueue_pop(&vq, &chain), 1);
+            virtqueue_push(&vq, &chain, 0);
+            cr_assert(fake_queue_take(&drv, &used));
+            cr_assert_eq(virtqueue_pop(&vq, &chain), 0);
+        }
+        cr_assert_not(virtqueue_enable_kicks(&vq));
+        add_one();
+        cr_assert(fake_queue_should_kick(&drv, (uint16_t)(drv.avail_idx - 1)), "from %u", start);
+        cr_assert_eq(virtqueue_pop(&vq, &chain), 1);
+        virtqueue_push(&vq, &chain, 0);
+        cr_assert(fake_queue_take(&drv, &used));
+    }
+}
+
+Test(virtqueue, muting_a_second_time_writes_nothing)
+{
+    gpa_t event = drv.used + 4 + (gpa_t)vq.st.size * 8;
+    const uint16_t own = 0x1234;
+    uint16_t value;
+
+    cr_assert_eq(virtqueue_pop(&vq, &chain), 0);
+    virtqueue_mute_kicks(&vq);
+    memory_read(mem, event, &value, 2);
+    cr_assert_eq(value, 0xFFFF);
+    memory_write(mem, event, &own, 2);
+    virtqueue_mute_kicks(&vq);
+    memory_read(mem, event, &value, 2);
+    cr_assert_eq(value, own);
+}
+
+Test(virtqueue, kicks_can_be_muted_without_the_event_index)
+{
+    enable(false, false);
+    cr_assert(fake_queue_should_kick(&drv, 0));
+    virtqueue_mute_kicks(&vq);
+    add_one();
+    cr_assert_not(fake_queue_should_kick(&drv, 0));
+    cr_assert(virtqueue_enable_kicks(&vq), "one came meanwhile");
+    cr_assert(fake_queue_should_kick(&drv, 0));
+}
+
 Test(virtqueue, a_flag_left_by_an_earlier_owner_of_the_ring_is_cleared)
 {
     enable(false, false);

@@ -36,6 +36,11 @@ struct loop {
     struct loop_timer *timers; /* borrowed; sorted by at_ns */
     struct loop_hook *hooks;   /* borrowed */
     struct loop_hook *next_hook; /* while hooks run: the one after the current */
+    struct loop_poller *pollers; /* borrowed */
+    uint64_t poll_ns;          /* how long to poll; 0: never */
+    uint64_t poll_end_ns;      /* when polling ends */
+    bool polled;               /* pollers were told that they are */
+    bool worked;               /* since poll_end_ns was set */
     int wake_fd;               /* owns: eventfd */
     struct loop_event wake;
     struct loop_call *_Atomic calls; /* newest first */
@@ -72,11 +77,12 @@ static void log_refusal(int err)
 static int setup_ring(struct io_uring *ring, unsigned entries)
 {
     /* With the first, the kernel hands over completions only when asked, without interrupting the
-     * thread or taking its locks for others; the rest are what older or patched kernels take. */
+     * thread or taking its locks for others, and a flag says when there are some to ask for; the rest
+     * are what older or patched kernels take. */
     static const unsigned tries[] = {
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER |
-            IORING_SETUP_DEFER_TASKRUN,
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+            IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         0,
     };
     int err = -EINVAL;
@@ -494,6 +500,108 @@ static void run_hooks(struct loop *loop)
     }
 }
 
+/* ---- polling ---- */
+
+void loop_poller_add(struct loop *loop, struct loop_poller *poller)
+{
+    poller->next = loop->pollers;
+    loop->pollers = poller;
+    if (loop->polled)
+        (void)poller->polled(poller, true);
+}
+
+void loop_poller_remove(struct loop *loop, struct loop_poller *poller)
+{
+    struct loop_poller **at = &loop->pollers;
+
+    while (*at && *at != poller)
+        at = &(*at)->next;
+    if (*at)
+        *at = poller->next;
+}
+
+void loop_set_polling(struct loop *loop, uint64_t ns)
+{
+    loop->poll_ns = ns;
+}
+
+/* Tells all pollers; whether one of them had work. */
+static bool tell_pollers(struct loop *loop, bool on)
+{
+    bool work = false;
+
+    for (struct loop_poller *poller = loop->pollers; poller; poller = poller->next)
+        work |= poller->polled(poller, on);
+    loop->polled = on;
+    return work;
+}
+
+static bool ask_pollers(struct loop *loop)
+{
+    bool work = false;
+
+    for (struct loop_poller *poller = loop->pollers; poller; poller = poller->next)
+        work |= poller->poll(poller);
+    return work;
+}
+
+/* Whether the kernel is to be asked: something is to be submitted, or completions to be fetched. */
+static bool must_enter(const struct loop *loop)
+{
+    return io_uring_sq_ready(&loop->ring) ||
+           (IO_URING_READ_ONCE(*loop->ring.sq.kflags) &
+            (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
+/* Whether a batch would find something to do, but for what pollers know. */
+static bool something_waits(const struct loop *loop, uint64_t now_ns, uint64_t until_ns,
+                            bool heed_stop)
+{
+    if (io_uring_cq_ready(&loop->ring) || must_enter(loop))
+        return true;
+    if (loop->refused || loop->due || atomic_load_explicit(&loop->calls, memory_order_relaxed) ||
+        (heed_stop && atomic_load_explicit(&loop->stop, memory_order_relaxed)))
+        return true;
+    return (loop->timers && loop->timers->at_ns <= now_ns) || (until_ns && until_ns <= now_ns);
+}
+
+/* Leaves the processor to its other thread, if it has one, for a moment. */
+static void rest(void)
+{
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Looks for work until polling ends; whether there is or was some. If not, whoever has some later
+ * will wake the loop: that was asked for before the last look. */
+static bool poll_for_work(struct loop *loop, uint64_t until_ns, bool heed_stop)
+{
+    uint64_t now_ns;
+
+    if (!loop->polled && (!loop->poll_ns || !loop->worked))
+        return false;
+    now_ns = loop_now_ns();
+    if (loop->worked) {
+        loop->worked = false;
+        loop->poll_end_ns = now_ns + loop->poll_ns;
+        if (!loop->polled)
+            (void)tell_pollers(loop, true);
+    }
+    do {
+        if (ask_pollers(loop)) {
+            loop->worked = true;
+            return true;
+        }
+        if (something_waits(loop, now_ns, until_ns, heed_stop))
+            return true;
+        rest();
+        now_ns = loop_now_ns();
+    } while (loop->poll_ns && now_ns < loop->poll_end_ns);
+    loop->worked = tell_pollers(loop, false);
+    return loop->worked;
+}
+
 /* ---- running ---- */
 
 static void finish_refused(struct loop *loop)
@@ -537,6 +645,8 @@ static void finish_completed(struct loop *loop)
     struct loop_op *op;
     int result;
 
+    if (ready)
+        loop->worked = true;
     while (ready-- && take_cqe(loop, &op, &result))
         if (op)
             op->done(op, result);
@@ -603,13 +713,14 @@ static int run_batch(struct loop *loop, uint64_t until_ns, bool heed_stop)
 {
     int result;
 
-    if (may_sleep(loop, heed_stop)) {
+    if (!poll_for_work(loop, until_ns, heed_stop) && may_sleep(loop, heed_stop)) {
         if (loop->timers) /* a timer set to 0 is due, not absent */
             until_ns = earlier(until_ns, loop->timers->at_ns ? loop->timers->at_ns : 1);
         result = wait_until(loop, until_ns);
         atomic_store_explicit(&loop->asleep, false, memory_order_relaxed);
     } else {
-        result = io_uring_submit_and_get_events(&loop->ring);
+        result = loop->polled && !must_enter(loop) ? 0
+                                                   : io_uring_submit_and_get_events(&loop->ring);
     }
     result = check_wait(result);
     if (result < 0)

@@ -130,4 +130,20 @@ struct loop_hook {
 void loop_hook_add(struct loop *loop, struct loop_hook *hook);
 void loop_hook_remove(struct loop *loop, struct loop_hook *hook);
 
+/* ---- polling: who can see its work without being told ---- */
+struct loop_poller {
+    /* Does what work there is; whether there was any. Not true for what cannot go on now. */
+    bool (*poll)(struct loop_poller *poller);
+    /* on: it will be polled, and need not be told of work. Off: it is to be told again from now on.
+     * Work that came before that could be known is to be done now, and true returned. */
+    bool (*polled)(struct loop_poller *poller, bool on);
+    struct loop_poller *next; /* internal */
+};
+/* A poller may be added and removed at any time, but not by pollers' callbacks; `polled` may run at once. */
+void loop_poller_add(struct loop *loop, struct loop_poller *poller);
+void loop_poller_remove(struct loop *loop, struct loop_poller *poller);
+/* For how long after the last work, a completion or a poller's, the loop looks for more before it
+ * sleeps. 0, as at first: not at all, and pollers are never called. */
+void loop_set_polling(struct loop *loop, uint64_t ns);
+
 #endif
