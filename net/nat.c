@@ -10,10 +10,11 @@
  * tick stops in the second case. As the library's clock stands still between calls, it is set
  * right (by a call that looks at no socket) before a frame is handed in after a pause.
  *
- * TCP segments that follow each other go to a guest that accepts it as one large segment, at the
- * latest when the library has done its work. Frames to the guest that its NIC refuses wait in a
- * bounded backlog; then they are dropped and counted, and TCP sends them again. Frames from the guest are copied once before anybody looks at
- * them, pass nat_guard.c, and are copied again by the library.
+ * Large segments pass both ways (nat_segments.c). Small ones that follow each other go to a guest
+ * that accepts it as one large segment, at the latest when the library has done its work. Frames to
+ * the guest that its NIC refuses wait in a bounded backlog; then they are dropped and counted, and
+ * TCP sends them again. Frames from the guest are copied once before anybody looks at them, pass
+ * nat_guard.c, and are copied again by the library.
  *
  * Does not save the library's state: open connections do not survive a migration. Owned by the
  * event loop's thread; no locks, and never called with the device lock held.
@@ -35,6 +36,7 @@
 #include "net/coalesce.h"
 #include "net/nat_guard.h"
 #include "net/nat_polls.h"
+#include "net/nat_segments.h"
 #include "net/slirp_api.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop.h"
@@ -59,11 +61,14 @@
 #define SOCKETS_SHARE 4u
 #define WANTED_OPEN_FILES 65536u
 
-/* Frames that wait for the guest to make room: about so many bytes of them. */
-#define BACKLOG_BYTES (256u * 1024)
-#define BACKLOG_MIN_FRAMES 16u
-#define FRAME_ALIGN 64u
+/* Frames that wait for the guest to make room: so many bytes, what is lost at the ring's end
+ * included. */
+#define BACKLOG_BYTES (512u * 1024)
+#define RECORD_ALIGN sizeof(size_t)
 #define VLAN_TAG_LENGTH 4u
+
+/* What the library takes whole: it measures IPv6 by the MTU, and knows no trains of datagrams. */
+#define ACCEPTED (NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4 | NET_OFFLOAD_TSO_ECN)
 
 #define DRAIN_DEADLINE_NS (10 * NS_PER_S)
 
@@ -78,11 +83,12 @@ struct nat_timer {
     void *cb_opaque;      /* the library's */
 };
 
+/* A ring of records: a frame's length as a size_t and its bytes, together, or a length of 0: the
+ * next record is at the ring's begin. */
 struct nat_backlog {
-    uint8_t *frames;      /* owns; n_slots of slot_size bytes, a ring */
-    size_t *lengths;      /* owns */
-    size_t slot_size;
-    unsigned n_slots, head, count;
+    uint8_t *bytes;       /* owns */
+    size_t first, used;
+    unsigned count;
 };
 
 struct nat {
@@ -105,8 +111,8 @@ struct nat {
     int listeners[NAT_MAX_FORWARDS]; /* borrowed: the forwards' TCP sockets */
     unsigned n_listeners;
     unsigned max_sockets;
-    uint8_t *frame;       /* owns; the copy of what the guest sends, frame_max bytes */
-    size_t frame_max;
+    uint8_t *frame;       /* owns; the copy of what the guest sends, NET_FRAME_MAX bytes */
+    unsigned mtu;
     struct net_coalescer coalescer; /* goes before the backlog */
     struct nat_backlog backlog;
     struct nat_counters counters;
@@ -115,46 +121,58 @@ struct nat {
 
 /* ---- frames to the guest ---- */
 
-static int backlog_init(struct nat_backlog *backlog, size_t frame_max)
+static size_t record_size(size_t length)
 {
-    backlog->slot_size = (frame_max + FRAME_ALIGN - 1) / FRAME_ALIGN * FRAME_ALIGN;
-    backlog->n_slots = (unsigned)(BACKLOG_BYTES / backlog->slot_size);
-    if (backlog->n_slots < BACKLOG_MIN_FRAMES)
-        backlog->n_slots = BACKLOG_MIN_FRAMES;
-    /* Large enough to be pages of their own, which take no memory until they are used. */
-    backlog->frames = malloc(backlog->n_slots * backlog->slot_size);
-    backlog->lengths = calloc(backlog->n_slots, sizeof(*backlog->lengths));
-    return backlog->frames && backlog->lengths ? 0 : -ENOMEM;
+    return (sizeof(size_t) + length + RECORD_ALIGN - 1) / RECORD_ALIGN * RECORD_ALIGN;
 }
 
-static void backlog_fini(struct nat_backlog *backlog)
+/* The next record's bytes. */
+static const uint8_t *backlog_first(struct nat_backlog *backlog, size_t *length)
 {
-    free(backlog->frames);
-    free(backlog->lengths);
+    memcpy(length, backlog->bytes + backlog->first, sizeof(*length));
+    if (*length == 0) {
+        backlog->used -= BACKLOG_BYTES - backlog->first;
+        backlog->first = 0;
+        memcpy(length, backlog->bytes, sizeof(*length));
+    }
+    return backlog->bytes + backlog->first + sizeof(*length);
 }
 
-/* Whether the guest's end took it. */
-static bool send_bytes(struct nat *nat, const void *bytes, size_t length)
+static void backlog_drop_first(struct nat_backlog *backlog, size_t length)
 {
-    const struct iovec whole = {(void *)bytes, length};
-    const struct net_frame frame = {.iov = &whole, .iovcnt = 1, .length = length};
-
-    nat->unflushed = true;
-    return net_port_send(&nat->port, &frame, 1) == 1;
+    backlog->first = (backlog->first + record_size(length)) % BACKLOG_BYTES;
+    backlog->used -= record_size(length);
+    backlog->count--;
 }
 
-static void hold_back(struct nat *nat, const void *bytes, size_t length)
+/* Where a record of so many bytes may be put; NULL: there is no room. */
+static uint8_t *backlog_room(struct nat_backlog *backlog, size_t size)
 {
-    struct nat_backlog *backlog = &nat->backlog;
-    unsigned slot = (backlog->head + backlog->count) % backlog->n_slots;
+    size_t at = (backlog->first + backlog->used) % BACKLOG_BYTES;
+    size_t wasted = BACKLOG_BYTES - at < size ? BACKLOG_BYTES - at : 0;
+    static const size_t none;
 
-    if (backlog->count == backlog->n_slots || length > backlog->slot_size) {
+    if (backlog->used + wasted + size > BACKLOG_BYTES)
+        return NULL;
+    if (wasted > 0) {
+        memcpy(backlog->bytes + at, &none, sizeof(none));
+        at = 0;
+    }
+    backlog->used += wasted + size;
+    backlog->count++;
+    return backlog->bytes + at;
+}
+
+static void hold_back(struct nat *nat, const struct net_frame *frame)
+{
+    uint8_t *room = backlog_room(&nat->backlog, record_size(frame->length));
+
+    if (!room) {
         net_port_drop(&nat->port, 1);
         return;
     }
-    memcpy(backlog->frames + slot * backlog->slot_size, bytes, length);
-    backlog->lengths[slot] = length;
-    backlog->count++;
+    memcpy(room, &frame->length, sizeof(frame->length));
+    net_frame_copy(frame, room + sizeof(frame->length));
 }
 
 static uint32_t guest_accepts(const struct nat *nat)
@@ -176,20 +194,62 @@ static bool send_coalesced(struct nat *nat)
     return true;
 }
 
+/* Whether the guest's end took it, behind all that was there before. */
+static bool send_frame(struct nat *nat, const struct net_frame *frame)
+{
+    if (!send_coalesced(nat))
+        return false;
+    nat->unflushed = true;
+    return net_port_send(&nat->port, frame, 1) == 1;
+}
+
+static bool is_too_long(const struct nat *nat, size_t length)
+{
+    return length > ETHER_HDR_LEN + nat->mtu;
+}
+
+/* What the library takes for one frame and the guest's link does not. */
+static void send_long(struct nat *nat, const struct net_frame *frame)
+{
+    const uint8_t *bytes = frame->iov[0].iov_base;
+    struct nat_segment part;
+    size_t at = 0;
+
+    if (nat_segments_large(bytes, frame->length, nat->mtu, &part)) {
+        if (nat->backlog.count > 0 || !send_frame(nat, &part.frame))
+            hold_back(nat, frame);
+        return;
+    }
+    while (nat_segments_fragment(bytes, frame->length, nat->mtu, &at, &part)) {
+        if (nat->backlog.count > 0 || !send_frame(nat, &part.frame))
+            hold_back(nat, &part.frame);
+    }
+    if (at == 0)
+        net_port_drop(&nat->port, 1);
+}
+
 static ssize_t on_send_packet(const void *bytes, size_t length, void *opaque)
 {
+    const struct iovec whole = {(void *)bytes, length};
+    struct net_frame frame = {.iov = &whole, .iovcnt = 1, .length = length};
     struct nat *nat = opaque;
     uint32_t accepts = guest_accepts(nat);
+    struct nat_segment opening;
 
     if (length < NET_FRAME_MIN || length > NET_FRAME_MAX)
         return (ssize_t)length;
     nat->unflushed = true;
-    if (nat->backlog.count == 0 &&
-        (net_coalescer_add(&nat->coalescer, accepts, bytes, length) ||
-         (send_coalesced(nat) && (net_coalescer_add(&nat->coalescer, accepts, bytes, length) ||
-                                  send_bytes(nat, bytes, length)))))
+    if (is_too_long(nat, length)) {
+        send_long(nat, &frame);
         return (ssize_t)length;
-    hold_back(nat, bytes, length);
+    }
+    if (nat_segments_lower_mss(bytes, length, nat->mtu, &opening))
+        frame = opening.frame;
+    if (nat->backlog.count > 0 ||
+        (!net_coalescer_add(&nat->coalescer, accepts, bytes, length) &&
+         !(send_coalesced(nat) && net_coalescer_add(&nat->coalescer, accepts, bytes, length)) &&
+         !send_frame(nat, &frame)))
+        hold_back(nat, &frame);
     return (ssize_t)length;
 }
 
@@ -202,19 +262,29 @@ static void flush(struct nat *nat)
     net_port_flush(&nat->port);
 }
 
+/* Sends the first of those held back; false: there is still no room. */
+static bool send_held_back(struct nat *nat)
+{
+    size_t length;
+    const uint8_t *bytes = backlog_first(&nat->backlog, &length);
+    const struct iovec whole = {(void *)bytes, length};
+    struct net_frame frame = {.iov = &whole, .iovcnt = 1, .length = length};
+    struct nat_segment part;
+
+    if (is_too_long(nat, length) && nat_segments_large(bytes, length, nat->mtu, &part))
+        frame = part.frame;
+    if (!send_frame(nat, &frame))
+        return false;
+    backlog_drop_first(&nat->backlog, length);
+    return true;
+}
+
 static void port_ready(struct net_port *port)
 {
     struct nat *nat = (struct nat *)port;
-    struct nat_backlog *backlog = &nat->backlog;
 
-    while (send_coalesced(nat) && backlog->count > 0) {
-        const uint8_t *bytes = backlog->frames + backlog->head * backlog->slot_size;
-
-        if (!send_bytes(nat, bytes, backlog->lengths[backlog->head]))
-            break;
-        backlog->head = (backlog->head + 1) % backlog->n_slots;
-        backlog->count--;
-    }
+    while (send_coalesced(nat) && nat->backlog.count > 0 && send_held_back(nat))
+        ;
     flush(nat);
 }
 
@@ -363,22 +433,33 @@ static void malformed(struct nat *nat, const char *what)
     log_guest(&nat->log_rate, "%s: the guest sent a malformed frame: %s", nat->port.name, what);
 }
 
+/* Of the copy of a frame that passed: makes of it what the library takes. */
+static bool prepare_frame(struct nat *nat, const struct net_frame *frame,
+                          const struct nat_frame_kind *kind)
+{
+    nat_segments_raise_mss(nat->frame, kind->length, nat->mtu, guest_accepts(nat),
+                           frame->needs_csum);
+    if (nat_segments_complete(nat->frame, kind->length, frame))
+        return true;
+    malformed(nat, "its headers contradict what it asks for");
+    return false;
+}
+
 /* Copies a frame and looks at it. Whether it is for the library. */
 static bool accept_frame(struct nat *nat, const struct net_frame *frame,
                          struct nat_frame_kind *kind)
 {
-    if (frame->length < NET_FRAME_MIN || frame->length > nat->frame_max) {
+    size_t longest = ETHER_HDR_LEN + VLAN_TAG_LENGTH + nat->mtu;
+
+    if (frame->length < NET_FRAME_MIN ||
+        frame->length > (frame->gso_type ? NET_FRAME_MAX : longest)) {
         malformed(nat, "its length is out of bounds");
-        return false;
-    }
-    if (frame->needs_csum || frame->gso_type) {
-        malformed(nat, "it asks for work that was not offered");
         return false;
     }
     net_frame_copy(frame, nat->frame);
     switch (nat_guard_check(nat->frame, frame->length, kind)) {
     case NAT_PASS:
-        return true;
+        return prepare_frame(nat, frame, kind);
     case NAT_IGNORE:
         nat->counters.ignored++;
         return false;
@@ -600,8 +681,8 @@ static int start_library(struct nat *nat, const struct nat_config *config)
         .vprefix_len = 64,
         .vhostname = config->hostname,
         .vdomainname = config->domain,
-        .if_mtu = config->mtu,
-        .if_mru = config->mtu,
+        .if_mtu = nat_segments_library_mtu(config->mtu),
+        .if_mru = nat_segments_library_mtu(config->mtu),
     };
     int error = slirp_api_load(&nat->api);
 
@@ -695,7 +776,7 @@ static void stop(struct nat *nat)
 static void release(struct nat *nat)
 {
     nat_polls_fini(&nat->polls);
-    backlog_fini(&nat->backlog);
+    free(nat->backlog.bytes);
     net_coalescer_fini(&nat->coalescer);
     free(nat->frame);
     free(nat);
@@ -714,16 +795,17 @@ int nat_create(struct nat **out, struct loop *loop, const struct nat_config *con
         return -ENOMEM;
     }
     nat->port = (struct net_port){.ops = &port_ops, .name = config->name};
+    atomic_init(&nat->port.accepts, ACCEPTED);
     nat->loop = loop;
     nat->tick.expired = on_tick;
     nat->max_sockets = socket_limit();
-    nat->frame_max = ETHER_HDR_LEN + VLAN_TAG_LENGTH + config->mtu;
+    nat->mtu = config->mtu;
     nat_polls_init(&nat->polls, loop);
-    error = backlog_init(&nat->backlog, nat->frame_max);
-    if (!error)
-        error = net_coalescer_init(&nat->coalescer);
-    nat->frame = malloc(nat->frame_max);
-    if (error || !nat->frame) {
+    error = net_coalescer_init(&nat->coalescer);
+    /* Large enough to be pages of their own, which take no memory until they are used. */
+    nat->backlog.bytes = malloc(BACKLOG_BYTES);
+    nat->frame = malloc(NET_FRAME_MAX);
+    if (error || !nat->backlog.bytes || !nat->frame) {
         log_error("%s: out of memory", config->name);
         error = -ENOMEM;
         goto undo;

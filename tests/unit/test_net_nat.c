@@ -549,6 +549,7 @@ Test(nat, a_connection_to_the_host_carries_data_both_ways)
 
 /* A guest that accepts large segments, and takes a stream in. */
 #define BULK 40000u
+#define LARGE 30000u
 
 static struct {
     struct connection c;
@@ -617,6 +618,75 @@ Test(nat, a_guest_that_accepts_large_segments_gets_a_stream_in_such)
     cr_assert_gt(bulk.large, 0);
     close(fd);
     close(listener);
+}
+
+Test(nat, a_large_segment_of_the_guests_reaches_the_host_whole)
+{
+    static uint8_t data[LARGE], got[LARGE];
+    struct iovec pieces[2] = {{.iov_len = AT_L4 + TCP_BYTES}, {data, LARGE}};
+    struct net_frame large = {
+        .iov = pieces, .iovcnt = 2, .length = AT_L4 + TCP_BYTES + LARGE, .needs_csum = true,
+        .csum_start = AT_L4, .csum_offset = 16, .gso_type = NET_GSO_TCP4, .gso_size = 1460,
+    };
+    uint16_t port;
+    int listener = host_listener(&port), fd;
+    struct connection c;
+    struct packet head;
+    uint32_t pseudo;
+    size_t n = 0;
+
+    for (size_t i = 0; i < LARGE; i++)
+        data[i] = (uint8_t)(i * 7 + (i >> 8));
+    start();
+    introduce();
+    c = tcp_connect(port);
+    wait_readable(listener);
+    fd = accept(listener, NULL, NULL);
+    make_tcp(&head, &c.e, TCP_ACK | TCP_PSH, c.seq, c.ack, NULL, 0);
+    put16(head.bytes + AT_IP + 2, IPV4_BYTES + TCP_BYTES + LARGE);
+    put16(head.bytes + AT_IP + 10, 0);
+    put16(head.bytes + AT_IP + 10, internet_checksum(head.bytes + AT_IP, IPV4_BYTES, 0));
+    pseudo = (uint16_t)~internet_checksum(head.bytes + AT_IP + 12, 8, tcp + TCP_BYTES + LARGE);
+    put16(head.bytes + AT_L4 + 16, (uint16_t)pseudo);
+    pieces[0].iov_base = head.bytes;
+    cr_assert_eq(net_port_send(&guest->port, &large, 1), 1);
+    net_port_flush(&guest->port);
+    while (n < LARGE)
+        n += host_receives(fd, (char *)got + n, LARGE - n);
+    cr_assert_arr_eq(got, data, LARGE);
+    cr_assert_eq(nat_port(nat)->sent.dropped, 0);
+    close(fd);
+    close(listener);
+}
+
+Test(nat, a_datagram_from_the_host_that_is_longer_than_the_link_takes_comes_in_fragments)
+{
+    static uint8_t data[4000];
+    struct sockaddr_in from;
+    socklen_t size = sizeof(from);
+    uint16_t port;
+    int fd = host_socket(SOCK_DGRAM, &port);
+    struct endpoints e = to_router(5000, port);
+    struct packet question;
+    char buffer[64];
+    size_t got = 0;
+
+    start();
+    introduce();
+    make_udp(&question, &e, "question", 8);
+    guest_sends(&question);
+    wait_readable(fd);
+    cr_assert_eq(recvfrom(fd, buffer, sizeof(buffer), 0, (struct sockaddr *)&from, &size), 8);
+    cr_assert_eq(sendto(fd, data, sizeof(data), 0, (struct sockaddr *)&from, size),
+                 sizeof(data));
+    while (got < UDP_BYTES + sizeof(data)) {
+        const struct packet *p = wait_frame(is_protocol, &udp);
+
+        cr_assert_leq(p->length, ETH_BYTES + 1500);
+        cr_assert_eq((get16(p->bytes + AT_IP + 6) & 0x1FFF) * 8u, got);
+        got += p->length - AT_L4;
+    }
+    close(fd);
 }
 
 Test(nat, the_end_of_a_connection_is_passed_on_both_ways)

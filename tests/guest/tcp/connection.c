@@ -107,10 +107,11 @@ static void put_checksum(struct net_header *offload, struct ip *ip, struct tcp *
     }
 }
 
-/* What the peer may send, as the header has it: SYN's is not scaled (RFC 7323, 2.2). */
-static uint16_t window_field(uint8_t flags)
+/* What the peer may send, as the header has it: SYN's is not scaled, others are if both sides said
+ * so (RFC 7323, 2.2). */
+static uint16_t window_field(const struct connection *c, uint8_t flags)
 {
-    uint32_t window = flags & SYN ? own_window : own_window >> OWN_SHIFT;
+    uint32_t window = flags & SYN || !c->scaled ? own_window : own_window >> OWN_SHIFT;
 
     return swap16((uint16_t)(window > 65535 ? 65535 : window));
 }
@@ -135,7 +136,7 @@ static void send_segment(struct connection *c, uint8_t flags, uint64_t position,
     segment.tcp.sequence = swap32(c->first_sent + (uint32_t)position);
     if (flags & ACK)
         segment.tcp.acknowledged = swap32(c->first_received + (uint32_t)c->received);
-    segment.tcp.window = window_field(flags);
+    segment.tcp.window = window_field(c, flags);
     put_checksum(&offload, &segment.ip, &segment.tcp, head, bytes, length, c->mss);
     nic_send(&offload, &segment, (uint32_t)(sizeof(segment) - 8 - sizeof(segment.tcp)) + head,
              bytes, length);
@@ -367,6 +368,12 @@ static bool is_whole(const struct nic_frame *frame, const struct ip *ip, uint32_
     return ip_fold(sum) == 0;
 }
 
+static void take_shift(struct connection *c, uint8_t shift)
+{
+    c->scaled = true;
+    c->shift = shift < 14 ? shift : 14;
+}
+
 static void take_options(struct connection *c, const uint8_t *at, const uint8_t *end)
 {
     uint32_t mss = DEFAULT_MSS;
@@ -381,7 +388,7 @@ static void take_options(struct connection *c, const uint8_t *at, const uint8_t 
         if (at[0] == OPTION_MSS && at[1] == 4)
             mss = (uint32_t)at[2] << 8 | at[3];
         else if (at[0] == OPTION_SHIFT && at[1] == 3)
-            c->shift = at[2] < 14 ? at[2] : 14;
+            take_shift(c, at[2]);
         at += at[1];
     }
     c->mss = mss < own_mtu - 40 ? mss : own_mtu - 40;
@@ -420,7 +427,7 @@ static void take_segment(struct connection *c, const struct nic_frame *frame, co
     if (tcp->flags & ACK)
         take_acknowledgement(c, tcp, length == 0 && (tcp->flags & FIN) == 0);
     if (length > 0)
-        take_data(c, frame, (uint32_t)(sizeof(struct ether) + sizeof(struct ip)) + head, length, at);
+        take_data(c, frame, sizeof(struct ether) + sizeof(struct ip) + head, length, at);
     if (tcp->flags & FIN) {
         c->fin_at = at + length;
         c->owes = true;

@@ -154,6 +154,7 @@ struct connection {
     } range[8];             /* received out of order */
     unsigned ranges;
     uint64_t window, largest_window;
+    bool scaled;            /* windows are, the peer's by `shift` */
     unsigned shift;
     uint32_t mss;
     uint64_t congestion, threshold, recover;
