@@ -37,6 +37,7 @@
 #include "net/nat_guard.h"
 #include "net/nat_polls.h"
 #include "net/nat_segments.h"
+#include "net/offload.h"
 #include "net/slirp_api.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop.h"
@@ -213,14 +214,17 @@ static void send_long(struct nat *nat, const struct net_frame *frame)
 {
     const uint8_t *bytes = frame->iov[0].iov_base;
     struct nat_segment part;
+    bool large = nat_segments_large(bytes, frame->length, nat->mtu, &part);
     size_t at = 0;
 
-    if (nat_segments_large(bytes, frame->length, nat->mtu, &part)) {
+    if (large && (net_offload_needs(&part.frame) & ~guest_accepts(nat)) == 0) {
         if (nat->backlog.count > 0 || !send_frame(nat, &part.frame))
             hold_back(nat, frame);
         return;
     }
-    while (nat_segments_fragment(bytes, frame->length, nat->mtu, &at, &part)) {
+    /* Cut here and not by the port, what the guest's ring has no room for can be held back. */
+    while (large ? nat_segments_cut(bytes, frame->length, nat->mtu, &at, &part)
+                 : nat_segments_fragment(bytes, frame->length, nat->mtu, &at, &part)) {
         if (nat->backlog.count > 0 || !send_frame(nat, &part.frame))
             hold_back(nat, &part.frame);
     }

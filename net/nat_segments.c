@@ -22,7 +22,9 @@
 #define PROTOCOL_TCP 6u
 #define IPV4_HEADER 20u
 #define TCP_HEADER 20u
+#define TCP_FIN 0x01u
 #define TCP_SYN 0x02u
+#define TCP_PSH 0x08u
 #define TCP_CHECKSUM 16u
 #define OPTION_END 0u
 #define OPTION_NOP 1u
@@ -218,6 +220,56 @@ bool nat_segments_large(const uint8_t *frame, size_t length, unsigned mtu, struc
         .gso_size = (uint16_t)(link_mss(&tcp, mtu) - (tcp.end - tcp.l4 - TCP_HEADER)),
         .hdr_len = (uint16_t)tcp.end,
     };
+    return true;
+}
+
+/* The headers of a segment of so many bytes from the at-th on; `last`: FIN and PSH are its own. */
+static void write_headers(uint8_t *h, const struct place *tcp, size_t at, unsigned run, bool last)
+{
+    const struct iovec whole = {h, tcp->end};
+    const struct net_frame bytes = {.iov = &whole, .iovcnt = 1, .length = tcp->end};
+    uint8_t *ip = h + ETHER_HEADER, *sequence = h + tcp->l4 + 4;
+    uint32_t number = ((uint32_t)get16(sequence) << 16 | get16(sequence + 2)) + (uint32_t)at;
+    uint16_t sum;
+
+    put16(sequence, number >> 16);
+    put16(sequence + 2, number & 0xFFFF);
+    if (!last)
+        h[tcp->l4 + 13] &= (uint8_t)~(TCP_FIN | TCP_PSH);
+    if (tcp->ipv6) {
+        put16(ip + 4, tcp->end - tcp->l4 + run);
+        return;
+    }
+    put16(ip + 2, tcp->end - ETHER_HEADER + run);
+    put16(ip + 10, 0);
+    sum = (uint16_t)~net_offload_sum(&bytes, ETHER_HEADER, tcp->l4);
+    memcpy(ip + 10, &sum, sizeof(sum));
+}
+
+bool nat_segments_cut(const uint8_t *frame, size_t length, unsigned mtu, size_t *at,
+                      struct nat_segment *out)
+{
+    struct place tcp;
+    size_t left;
+    unsigned run;
+    uint16_t sum;
+
+    if (!find_tcp(frame, length, &tcp) || tcp.end > sizeof(out->headers) || *at >= length - tcp.end)
+        return false;
+    left = length - tcp.end - *at;
+    run = link_mss(&tcp, mtu) - (tcp.end - tcp.l4 - TCP_HEADER);
+    if (run > left)
+        run = (unsigned)left;
+    memcpy(out->headers, frame, tcp.end);
+    write_headers(out->headers, &tcp, *at, run, run == left);
+    out->pieces[0] = (struct iovec){out->headers, tcp.end};
+    out->pieces[1] = (struct iovec){(void *)(frame + tcp.end + *at), run};
+    out->frame = (struct net_frame){.iov = out->pieces, .iovcnt = 2, .length = tcp.end + run};
+    put16(out->headers + tcp.l4 + TCP_CHECKSUM,
+          pseudo_sum(out->headers, &tcp, out->frame.length));
+    sum = (uint16_t)~net_offload_sum(&out->frame, tcp.l4, out->frame.length);
+    memcpy(out->headers + tcp.l4 + TCP_CHECKSUM, &sum, sizeof(sum));
+    *at += run;
     return true;
 }
 

@@ -49,6 +49,11 @@ bool nat_segments_lower_mss(const uint8_t *frame, size_t length, unsigned mtu,
  * `frame` is borrowed by *out. false: it is none. */
 bool nat_segments_large(const uint8_t *frame, size_t length, unsigned mtu, struct nat_segment *out);
 
+/* Likewise, for who accepts no large ones: as the next segment, from *at of its data on, which is 0
+ * at first. false: there is no other, or it is none of TCP. */
+bool nat_segments_cut(const uint8_t *frame, size_t length, unsigned mtu, size_t *at,
+                      struct nat_segment *out);
+
 /* Of one of IPv4: its next fragment, from *at on, which is 0 at first. false: there is no other, or
  * it must not or cannot have fragments. */
 bool nat_segments_fragment(const uint8_t *frame, size_t length, unsigned mtu, size_t *at,

@@ -570,6 +570,7 @@ static unsigned bulk_deliver(struct net_port *port, const struct net_frame *fram
         net_frame_copy(&frames[i], bytes);
         if (bytes[AT_IP + 9] != tcp)
             continue;
+        cr_assert_eq(get16(bytes + AT_IP + 6) & 0x3FFF, 0, "TCP has no fragments");
         payload = frames[i].length - AT_L4 - TCP_BYTES;
         at = get32(bytes + AT_L4 + 4) - bulk.first;
         cr_assert_eq(at, bulk.c.ack - bulk.first, "a segment is missing");
@@ -789,6 +790,7 @@ Test(nat, megabytes_from_the_host_arrive_whole_and_in_order_and_then_the_end)
             guest->first = guest->end = 0;
         p = wait_frame(is_segment, &c);
         data = tcp_data(p, &length);
+        cr_assert_eq(get16(p->bytes + AT_IP + 6) & 0x3FFF, 0, "TCP has no fragments");
         cr_assert_eq(get32(p->bytes + AT_L4 + 4), c.ack, "a segment is missing");
         cr_assert_eq(p->bytes[AT_L4 + 13] & TCP_RST, 0);
         for (size_t i = 0; i < length; i++)

@@ -185,6 +185,32 @@ Test(nat_segments, what_is_too_long_becomes_a_large_segment_that_can_be_complete
     }
 }
 
+Test(nat_segments, for_who_accepts_none_it_is_cut_into_segments_that_are_right_by_themselves)
+{
+    static uint8_t again[20000];
+    uint8_t bytes[AT_IP + MTU];
+    struct nat_segment out;
+    size_t at = 0, end = 0;
+
+    make_segment(TCP_ACK | TCP_PSH | TCP_FIN, NULL, 0, 16061);
+    while (nat_segments_cut(frame, length, MTU, &at, &out)) {
+        size_t data = out.frame.length - AT_L4 - TCP_BYTES;
+        bool last = end + data == 16061;
+
+        cr_assert_leq(out.frame.length, sizeof(bytes));
+        net_frame_copy(&out.frame, bytes);
+        cr_assert_eq(get16(bytes + AT_IP + 2), out.frame.length - AT_IP);
+        cr_assert_eq(internet_checksum(bytes + AT_IP, IPV4_BYTES, 0), 0);
+        cr_assert(checksum_is_right(bytes, out.frame.length));
+        cr_assert_eq(get32(bytes + AT_L4 + 4), 1000 + end);
+        cr_assert_eq(bytes[AT_L4 + 13], last ? TCP_ACK | TCP_PSH | TCP_FIN : TCP_ACK);
+        memcpy(again + end, bytes + AT_L4 + TCP_BYTES, data);
+        end += data;
+    }
+    cr_assert_eq(end, 16061);
+    cr_assert_arr_eq(again, frame + AT_L4 + TCP_BYTES, end);
+}
+
 Test(nat_segments, so_does_one_of_ipv6)
 {
     static uint8_t copy[70000];
