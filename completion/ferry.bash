@@ -121,7 +121,7 @@ _ferry() {
             esac ;;
         restore)
             [[ $previous == --name ]] ||
-                mapfile -t COMPREPLY < <(compgen -f -W '--name --verbose --help' -- "$word") ;;
+                mapfile -t COMPREPLY < <(compgen -f -W '--lazy --name --verbose --help' -- "$word") ;;
     esac
 }
 

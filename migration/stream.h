@@ -24,6 +24,7 @@ enum stream_kind {
     STREAM_VCPU = 4,   /* a vCPU's records; the id is its number */
     STREAM_MEMORY = 5, /* a region of RAM: where its pages lie in the file */
     STREAM_END = 6,    /* the last one, empty */
+    STREAM_SUMS = 7,   /* checksums of a region's blocks; optional; in files only */
     /* Between two processes only (migration/source.h, target.h). */
     STREAM_HELLO = 16,     /* what the source has: JSON */
     STREAM_PROCESSOR = 17, /* what the guest uses of its processor: records */

@@ -142,6 +142,7 @@ static int take_hello(struct target *t, struct intake *in, const struct stream_s
     case STREAM_VM:
     case STREAM_VCPU:
     case STREAM_MEMORY:
+    case STREAM_SUMS:
     case STREAM_ADDRESSES:
     case STREAM_END:
     case STREAM_REPORT:
@@ -219,6 +220,7 @@ static int take_state(struct target *t, struct guest_memory *mem, struct intake 
         return heard_abort(t, section, crc);
     case STREAM_CONFIG:
     case STREAM_MEMORY:
+    case STREAM_SUMS:
     case STREAM_END:
     case STREAM_HELLO:
     case STREAM_PROCESSOR:

@@ -114,6 +114,7 @@ const struct command cmd_save = {
 struct restore_options {
     char *file;
     char *name;
+    bool lazy;
     unsigned verbose;
 };
 
@@ -128,6 +129,9 @@ static const struct cmd_option restore_options[] = {
     {0, "TEXT", "as saved", "name of the guest",
      {.name = "name", .parse = option_parse_string,
       .offset = offsetof(struct restore_options, name), .expects = "a name"}, NULL},
+    {0, NULL, "off", "run at once: read memory when it is touched",
+     {.name = "lazy", .parse = option_parse_bool, .offset = offsetof(struct restore_options, lazy)},
+     NULL},
     {'v', NULL, "off", "say more; twice for everything",
      {.name = "verbose", .parse = cmd_count_up,
       .offset = offsetof(struct restore_options, verbose)}, NULL},
@@ -145,7 +149,7 @@ static int make_config(struct machine_config *config, const struct snapshot *sna
     return -EBADMSG;
 }
 
-/* Builds the machine from the file, which is not needed any more afterwards. */
+/* Builds the machine from the file, which is not needed any more afterwards, unless it is lazy. */
 static int restore_machine(struct process **process, struct machine **machine,
                            struct machine_config *config, const struct restore_options *wanted)
 {
@@ -165,7 +169,7 @@ static int restore_machine(struct process **process, struct machine **machine,
     if (!err)
         err = process_create(process, config->name);
     if (!err)
-        err = machine_restore(machine, *process, config, &snapshot, &reader);
+        err = machine_restore(machine, *process, config, &snapshot, &reader, wanted->lazy);
     snapshot_fini(&snapshot);
     close(reader.fd);
     return err;

@@ -21,6 +21,7 @@
 #include "devices/virtio/console.h"
 #include "devices/virtio/rng.h"
 #include "devices/virtio/virtio.h"
+#include "migration/lazy.h"
 #include "vmm/arch.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
@@ -387,7 +388,7 @@ int machine_create(struct machine **out, struct process *process,
 
 int machine_restore(struct machine **out, struct process *process,
                     const struct machine_config *config, const struct snapshot *snapshot,
-                    const struct stream_reader *reader)
+                    const struct stream_reader *reader, bool lazily)
 {
     struct machine *m = new_machine(process, config);
     int err;
@@ -396,6 +397,7 @@ int machine_restore(struct machine **out, struct process *process,
         return -ENOMEM;
     m->snapshot = snapshot;
     m->restore_from = reader;
+    m->restore_lazily = lazily;
     err = build(m, restore_steps, sizeof(restore_steps) / sizeof(restore_steps[0]));
     if (err)
         return err;
@@ -559,6 +561,7 @@ static int restart(struct machine *m)
         err = build_kernel(m); /* a restored guest's first reset */
     if (err)
         return err;
+    lazy_stop(m->lazy);
     for_each_device(m, device_reset);
     for_each_device(m, device_resume);
     m->paused = false;
@@ -572,6 +575,16 @@ static int restart(struct machine *m)
     if (!err)
         vcpus_resume(m->vcpus);
     return err;
+}
+
+bool machine_event_pending(struct machine *m)
+{
+    bool pending;
+
+    pthread_mutex_lock(&m->event_lock);
+    pending = m->event_raised;
+    pthread_mutex_unlock(&m->event_lock);
+    return pending;
 }
 
 /* Takes the event that was raised, if any, and acts on it. */
@@ -686,6 +699,7 @@ void machine_destroy(struct machine *m)
     bus_destroy(m->pio);
     vm_destroy(m->vm);
     kernel_close(m->kernel);
+    lazy_destroy(m->lazy);
     memory_destroy(m->mem);
     if (m->incoming_fd >= 0)
         close(m->incoming_fd);

@@ -15,6 +15,7 @@
 struct announcer;
 struct chardev;
 struct kernel_image;
+struct lazy;
 struct loop_thread;
 struct migration;
 struct pci_bus;
@@ -49,10 +50,12 @@ struct machine {
     /* Borrowed while a saved guest is being restored; else NULL. */
     const struct snapshot *snapshot;
     const struct stream_reader *restore_from;
+    bool restore_lazily; /* memory comes when it is touched */
 
     /* In the order of building; each owned. */
     pthread_mutex_t lock; /* the device lock */
     struct guest_memory *mem;
+    struct lazy *lazy; /* brings what is in it from a file; or NULL: all is there */
     struct kernel_image *kernel; /* NULL after a restore, until the first reset */
     struct vm *vm;
     struct bus *pio, *mmio;
@@ -142,6 +145,8 @@ json_t *machine_describe(const struct machine *m);
 /* vCPUs parked, devices take no new requests; those in flight end soon after. -EALREADY. */
 int machine_pause(struct machine *m);
 int machine_resume(struct machine *m); /* -EALREADY */
+/* Whether the guest asked for its end or a reset, which is still to be acted on. Any thread. */
+bool machine_event_pending(struct machine *m);
 /* vCPUs parked, devices paused, nothing in flight. Not from a callback of the loop. */
 int machine_quiesce(struct machine *m);
 /* Saves to m->save_path and ends the guest, or, after a failure, lets it run on; answers whoever
@@ -153,6 +158,9 @@ int machine_gather(struct machine *m, struct snapshot *snapshot);
  * the devices stay paused. */
 int machine_load(struct machine *m);
 int machine_load_state(struct machine *m);
+/* Blocks until all of memory is there, if it still comes from a file. -ECANCELED when cancel_fd becomes
+ * readable before (-1: never). Any thread but the loop's. */
+int machine_await_memory(const struct machine *m, int cancel_fd);
 /* Devices look at their queues again. */
 int machine_resume_devices(struct machine *m);
 void machine_end_saved(struct machine *m);

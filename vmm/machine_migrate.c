@@ -141,6 +141,8 @@ static int copy(struct migration *g)
     if (!err)
         err = compare(g);
     if (!err && !g->check)
+        err = machine_await_memory(g->m, g->cancel_fd);
+    if (!err && !g->check)
         err = source_copy(g->source);
     /* What is on the disk already need not be brought there while the guest stands still. */
     for (unsigned i = 0; !err && !g->check && i < g->m->n_disks; i++)

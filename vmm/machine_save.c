@@ -10,11 +10,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
+#include "migration/lazy.h"
 #include "migration/snapshot.h"
 #include "vmm/machine_internal.h"
 #include "vmm/machine_json.h"
 #include "vmm/process.h"
+#include "vmm/terminal.h"
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
@@ -132,9 +136,23 @@ int machine_work(struct machine *m, int (*work)(void *arg), void (*cancel)(void 
 
 struct writing {
     struct machine *m;
+    int cancel_fd; /* owns: an eventfd */
     struct snapshot snapshot;
     struct snapshot_summary summary;
 };
+
+/* What comes from a file itself is to be there first; the guest runs meanwhile. */
+static int await_memory(void *arg)
+{
+    const struct writing *w = arg;
+
+    return machine_await_memory(w->m, w->cancel_fd);
+}
+
+static void cancel_writing(void *arg)
+{
+    (void)eventfd_write(((struct writing *)arg)->cancel_fd, 1);
+}
 
 static int write_snapshot(void *arg)
 {
@@ -145,13 +163,17 @@ static int write_snapshot(void *arg)
 
 int machine_save(struct machine *m)
 {
-    struct writing w = {.m = m};
+    struct writing w = {.m = m, .cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
     bool was_paused = m->paused;
     json_t *reply = NULL;
     int err;
 
     m->saving = true;
-    err = machine_quiesce(m);
+    err = machine_work(m, await_memory, cancel_writing, &w);
+    if (!err)
+        err = machine_quiesce(m);
+    if (!err && machine_event_pending(m))
+        err = -EAGAIN; /* a guest that ends or resets is no guest to be saved */
     if (!err)
         err = add_config(m, &w.snapshot);
     if (!err)
@@ -165,6 +187,8 @@ int machine_save(struct machine *m)
     snapshot_fini(&w.snapshot);
     free(m->save_path);
     m->save_path = NULL;
+    if (w.cancel_fd >= 0)
+        close(w.cancel_fd);
     m->paused = true;
     if (err && !was_paused)
         (void)machine_resume(m);
@@ -262,11 +286,45 @@ int machine_load_state(struct machine *m)
     return err ? err : load_cpus(m);
 }
 
+/* A page that cannot be had is one that a vCPU, a device or this process sleeps for, and the kernel wakes
+ * nobody but to give it: only the end of the process ends that. What is on the disks is as after a
+ * power cut. */
+static void memory_lost(void *opaque)
+{
+    (void)opaque;
+    terminal_restore();
+    _exit(EXIT_FAILURE);
+}
+
+static int load_memory(struct machine *m)
+{
+    const struct memory_options *memory = &m->config->memory;
+    int err;
+
+    if (m->restore_lazily && (memory->hugepages || memory->prealloc)) {
+        log_warn("%s: memory of hugepages= or prealloc= is read as a whole", m->restore_from->name);
+        m->restore_lazily = false;
+    }
+    if (m->restore_lazily) {
+        err = lazy_start(&m->lazy, m->snapshot, m->restore_from, m->mem, memory_lost, m);
+        if (err != -ENOENT)
+            return err;
+        log_warn("%s: an earlier ferry wrote it, without checksums of parts: memory is read as a "
+                 "whole", m->restore_from->name);
+    }
+    return snapshot_read_memory(m->snapshot, m->restore_from, m->mem);
+}
+
+int machine_await_memory(const struct machine *m, int cancel_fd)
+{
+    return m->lazy ? lazy_wait(m->lazy, cancel_fd) : 0;
+}
+
 /* Devices go on last, when the interrupts that they raise find the controllers as they were. They look
  * at every queue: a notification may have been on its way. */
 int machine_load(struct machine *m)
 {
-    int err = snapshot_read_memory(m->snapshot, m->restore_from, m->mem);
+    int err = load_memory(m);
 
     if (!err)
         err = machine_load_state(m);

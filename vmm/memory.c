@@ -104,10 +104,16 @@ static int map_file(struct guest_memory *mem, const struct memory_config *config
     }
     /* Guest RAM in a core dump helps nobody and costs the disk. */
     (void)madvise(mem->host, config->size, MADV_DONTDUMP);
-    /* The request for huge pages: see memory_file.h. */
-    if (!config->hugepage && config->size > SMALL_PAGES)
-        (void)madvise(mem->host + SMALL_PAGES, config->size - SMALL_PAGES, MADV_HUGEPAGE);
+    memory_ask_huge_pages(mem, true);
     return 0;
+}
+
+/* The request for huge pages: see memory_file.h. */
+void memory_ask_huge_pages(struct guest_memory *mem, bool on)
+{
+    if (mem->page == PAGE_SIZE && mem->size > SMALL_PAGES)
+        (void)madvise(mem->host + SMALL_PAGES, mem->size - SMALL_PAGES,
+                      on ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 }
 
 static void add_region(struct guest_memory *mem, gpa_t base, uint64_t size, uint64_t file_offset)

@@ -51,6 +51,9 @@ int memory_create(struct guest_memory **out, const struct memory_config *config)
 int memory_adopt(struct guest_memory **out, const struct memory_config *config, int fd);
 void memory_destroy(struct guest_memory *mem);
 
+/* Whether the kernel is asked to lend huge pages, as at creation, or to keep from it. Any thread. */
+void memory_ask_huge_pages(struct guest_memory *mem, bool on);
+
 uint64_t memory_size(const struct guest_memory *mem);
 int memory_fd(const struct guest_memory *mem); /* borrowed */
 unsigned memory_regions(const struct guest_memory *mem, const struct memory_region **regions);

@@ -14,7 +14,7 @@ trap 'rm -rf "$WORK"' EXIT
 
 usage() {
     cat <<EOF
-Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [migration] [lab]
+Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [saving] [migration] [lab]
 Measure Ferry beside QEMU; all parts, or those that are named.
 
   --rounds N      runs of each program for start (default: $rounds) ...
@@ -32,13 +32,13 @@ while (($#)); do
         --rounds) rounds=$2; shift ;;
         --lab-rounds) lab_rounds=$2; shift ;;
         --kernel) kernel=$2; shift ;;
-        start | memory | costs | switch | migration | lab) parts+=("$1") ;;
+        start | memory | costs | switch | saving | migration | lab) parts+=("$1") ;;
         -h | --help) usage; exit ;;
         *) usage >&2; exit 2 ;;
     esac
     shift
 done
-((${#parts[@]})) || parts=(start memory costs switch migration lab)
+((${#parts[@]})) || parts=(start memory costs switch saving migration lab)
 
 # Both programs are given as little to do as they can be: no default devices, no configuration.
 qemu=(qemu-system-x86_64 -enable-kvm -nodefaults -no-user-config -display none -serial stdio
@@ -188,6 +188,59 @@ migrated() {
         printf("| %s | %.0f ms | %.1f ms | %.1f ms | %d | %.0f MiB | %.0f MiB/s | %d %% |\n", $ARGV[0],
                $s->{elapsed_ms}, $s->{downtime_ms}, $s->{destination_downtime_ms}, $s->{rounds}, $mib,
                $mib * 1000 / $s->{elapsed_ms}, $s->{throttle})' "$label" <"$WORK/m.summary"
+}
+
+# rate FILE COMMAND...: what the command makes of the file's data, in MiB/s.
+rate() {
+    local bytes begin end
+    bytes=$(($(stat -c '%b' "$1") * 512))
+    begin=$(date +%s%N)
+    "${@:2}" >/dev/null 2>&1 </dev/null
+    end=$(date +%s%N)
+    echo "$((bytes * 1000 / 1048576 * 1000000 / (end - begin))) MiB/s"
+}
+
+# written MEMORY WORDS FILE [OPTION...]: the payload migrate, saved to the file; how long that took, in seconds.
+written() {
+    local guest line begin
+    mkfifo "$WORK/s.out"
+    "$FERRY" run -k "$GUESTS/migrate.elf" -m "$1" -a "$2" --name bench-save </dev/null >"$WORK/s.out" &
+    guest=$!
+    exec 4<"$WORK/s.out"
+    rm "$WORK/s.out"
+    read -r -t 300 -u 4 line
+    cat <&4 >/dev/null &
+    begin=$(date +%s%N)
+    "$FERRY" save "${@:4}" --json bench-save "$3" >"$WORK/s.said"
+    awk -v ns="$(($(date +%s%N) - begin))" 'BEGIN { printf "%.2f s\n", ns / 1e9 }'
+    wait $guest || :
+    exec 4<&-
+}
+
+# Saving and going on, on this disk, beside dd(1) of as many bytes there.
+saving() {
+    local file=$PWD/$BUILD/bench.saved took
+    export XDG_RUNTIME_DIR=$WORK
+    echo "## Saving and restoring"
+    echo
+    took=$(written 4G 'bytes=1G hot=0 beat' "$file")
+    echo "A guest of 4 GiB of which 1 GiB is written, to a disk and from its cache; dd the same bytes."
+    echo
+    echo "| | | |"
+    echo "| --- | ---: | ---: |"
+    echo "| ferry save | $took | |"
+    echo "| dd, with fsync | | $(rate "$file" dd "if=$file" "of=$file.copy" bs=1M count=1024 skip=1 conv=fsync) |"
+    rm "$file.copy"
+    echo "| dd to nowhere | | $(rate "$file" dd "if=$file" of=/dev/null bs=1M count=1024 skip=1) |"
+    echo
+    echo "From exec to the guest's first output after it:"
+    echo
+    # Without control sockets: a name is taken until its process is gone, and that takes a while after a kill.
+    XDG_RUNTIME_DIR='' "$FIRST" --rounds 5 --until beat 'ferry restore' "$FERRY" restore "$file" ::: \
+        'ferry restore --lazy' "$FERRY" restore --lazy "$file" >"$WORK/restored"
+    table ms "$WORK/restored"
+    rm "$file"
+    echo
 }
 
 migration() {

@@ -51,6 +51,8 @@ static void use(const struct snapshot *snapshot, const struct stream_reader *rea
     const struct memory_config memory = {.size = SIZE};
     const struct snapshot_section *config = snapshot_find(snapshot, STREAM_CONFIG, NULL);
     struct machine_config machine;
+    const struct memory_region *regions;
+    struct snapshot_image image;
     struct guest_memory *mem;
 
     machine_config_init(&machine);
@@ -62,6 +64,13 @@ static void use(const struct snapshot *snapshot, const struct stream_reader *rea
     machine_config_fini(&machine);
     FUZZ_CHECK(memory_create(&mem, &memory) == 0);
     (void)snapshot_read_memory(snapshot, reader, mem);
+    (void)memory_regions(mem, &regions);
+    if (snapshot_find_image(snapshot, reader, regions, 0, &image) == 0) {
+        FUZZ_CHECK(image.blocks == SIZE / SNAPSHOT_BLOCK);
+        /* All of it is there to be read. */
+        (void)stream_crc(0, image.sums, image.blocks * 4);
+        (void)stream_crc(0, image.bitmap, image.bitmap_bytes);
+    }
     memory_destroy(mem);
 }
 

@@ -8,7 +8,7 @@
  * pages are compared again and again; a character on COM1 tells what to do: `v` prints a line with
  * the pages written, `q` compares once more and powers off with the verdict. zero=N bytes beside are
  * cleared and filled in turns, so that pages become zero that were not. `rest`: it sleeps between
- * two looks at COM1.
+ * two looks at COM1. `beat`: between two looks it prints a line, and nothing else.
  */
 #include "memory.h"
 
@@ -145,7 +145,9 @@ int main(const struct boot_info *info)
     written = 0;
     print("filled\n");
     while (asked != 'q') {
-        if (arg_present("rest"))
+        if (arg_present("beat"))
+            print("beat\n");
+        else if (arg_present("rest"))
             sleep_tick();
         else
             work(rate, &hot_at, &cold_at);

@@ -1,5 +1,6 @@
 /* The stream and the snapshot file: round trips, and every kind of damage by its own error. */
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -196,6 +197,82 @@ Test(snapshot, refuses_memory_of_another_size)
     write_guest();
     cr_assert_eq(read_guest(other), -EBADMSG);
     memory_destroy(other);
+}
+
+/* ---- written in steps ---- */
+
+/* What was written twice is in the file as it was last; what became zero leaves a hole. */
+Test(snapshot, written_in_steps_is_memory_as_it_was_last)
+{
+    struct guest_memory *into = new_memory(SIZE);
+    struct snapshot snapshot = {0};
+    struct snapshot_summary summary;
+    struct snapshot_writer *w;
+    uint64_t bits[4 * MIB / PAGE / 64] = {0};
+
+    cr_assert_eq(memory_fill(mem, 5 * PAGE, 0x11, 40 * PAGE), 0);
+    cr_assert_eq(memory_fill(mem, 16 * MIB, 0x22, 3 * PAGE), 0);
+    cr_assert_eq(snapshot_add(&snapshot, STREAM_DEVICE, "com1", "state", 5), 0);
+    cr_assert_eq(snapshot_writer_create(&w, path, mem, 4096), 0);
+    cr_assert_eq(snapshot_writer_put(w, 0, 0, 4 * MIB / PAGE, NULL), 0);
+    cr_assert_eq(snapshot_writer_put(w, 1, 0, 4 * MIB / PAGE, NULL), 0);
+    cr_assert_eq(memory_fill(mem, 7 * PAGE, 0x33, PAGE), 0);
+    cr_assert_eq(memory_fill(mem, 20 * PAGE, 0, 2 * PAGE), 0);
+    cr_assert_eq(memory_fill(mem, 30 * PAGE, 0x44, PAGE), 0, "its bit is not set");
+    bits[0] = 1ull << 7 | 1ull << 20 | 1ull << 21;
+    cr_assert_eq(snapshot_writer_put(w, 0, 0, 64, bits), 0);
+    cr_assert_eq(snapshot_writer_sync(w), 0);
+    cr_assert_eq(access(path, F_OK), -1, "it has its name too early");
+    cr_assert_eq(snapshot_writer_finish(w, &snapshot, &summary), 0);
+    snapshot_writer_destroy(w);
+    cr_expect_eq(summary.pages, 41);
+    cr_expect_eq(summary.written, 44);
+    cr_assert_eq(read_guest(into), 0);
+    cr_assert_eq(memory_fill(mem, 30 * PAGE, 0x11, PAGE), 0);
+    cr_expect_eq(memcmp(memory_at(mem, 0, 4 * MIB), memory_at(into, 0, 4 * MIB), 4 * MIB), 0);
+    cr_expect_eq(memcmp(memory_at(mem, 16 * MIB, 4 * MIB), memory_at(into, 16 * MIB, 4 * MIB),
+                        4 * MIB), 0);
+    snapshot_fini(&snapshot);
+    memory_destroy(into);
+}
+
+static unsigned files_in(const char *where)
+{
+    struct dirent *entry;
+    unsigned n = 0;
+    DIR *dir = opendir(where);
+
+    cr_assert_not_null(dir);
+    while ((entry = readdir(dir)))
+        n += entry->d_name[0] != '.';
+    closedir(dir);
+    return n;
+}
+
+Test(snapshot, that_is_not_finished_leaves_nothing)
+{
+    struct snapshot_writer *w;
+
+    cr_assert_eq(memory_fill(mem, PAGE, 0x11, PAGE), 0);
+    cr_assert_eq(snapshot_writer_create(&w, path, mem, 4096), 0);
+    cr_assert_eq(snapshot_writer_put(w, 0, 0, 64, NULL), 0);
+    snapshot_writer_destroy(w);
+    cr_expect_eq(files_in(folder), 0);
+}
+
+Test(snapshot, with_more_state_than_was_said_is_not_written)
+{
+    static const uint8_t state[2 * PAGE];
+    struct snapshot snapshot = {0};
+    struct snapshot_summary summary;
+    struct snapshot_writer *w;
+
+    cr_assert_eq(snapshot_add(&snapshot, STREAM_DEVICE, "com1", state, sizeof(state)), 0);
+    cr_assert_eq(snapshot_writer_create(&w, path, mem, 4096), 0);
+    cr_assert_eq(snapshot_writer_finish(w, &snapshot, &summary), -EFBIG);
+    snapshot_writer_destroy(w);
+    snapshot_fini(&snapshot);
+    cr_expect_eq(files_in(folder), 0);
 }
 
 /* ---- the stream alone ---- */
