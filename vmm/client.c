@@ -168,10 +168,10 @@ static int read_answer(const struct client_request *request, long status,
     }
     if (status / 100 != 2) {
         if (!request->quiet)
-            log_error("%s: %s: %s", request->name, request->path,
+            log_error("%s: %s", request->name,
                       json_is_string(json) ? json_string_value(json) : "refused");
         json_decref(json);
-        return -EREMOTEIO;
+        return status == 400 ? -EINVAL : -EREMOTEIO;
     }
     if (answer->length > 0 && !json) {
         if (!request->quiet)

@@ -518,7 +518,8 @@ static int send_migration(void *opaque, const json_t *body, json_t **reply)
     int err;
 
     if (!url || link_parse(&address, url) < 0) {
-        *reply = json_string("destination_url: tcp:HOST:PORT or unix:PATH was expected");
+        *reply = json_sprintf("destination_url: '%s' is not valid: tcp:HOST:PORT or unix:PATH was "
+                              "expected", url ? url : "");
         return -EINVAL;
     }
     if (m->save_path || machine_is_moving(m) || control_busy(process_control(m->process), m)) {

@@ -184,6 +184,9 @@ int machine_save(struct machine *m)
     if (!err)
         reply = json_pack("{s:I, s:I}", "pages", (json_int_t)w.summary.pages, "skipped",
                           (json_int_t)w.summary.skipped);
+    else
+        reply = json_sprintf("cannot save the guest to %s: %s; it goes on here", m->save_path,
+                             strerror(-err));
     snapshot_fini(&w.snapshot);
     free(m->save_path);
     m->save_path = NULL;
