@@ -100,7 +100,7 @@ _ferry() {
             mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --force --help" -- "$word") ;;
         save)
             if ((COMP_CWORD == 2)); then
-                mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --json --help" -- "$word")
+                mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --json --live --help" -- "$word")
             else
                 mapfile -t COMPREPLY < <(compgen -f -- "$word")
             fi ;;

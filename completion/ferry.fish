@@ -46,6 +46,7 @@ complete -c ferry -n '__fish_seen_subcommand_from receive' -l from -x -d 'Take a
 complete -c ferry -n '__fish_seen_subcommand_from receive' -l once -d 'End when a guest does not come'
 complete -c ferry -n '__fish_seen_subcommand_from restore save' -F
 complete -c ferry -n '__fish_seen_subcommand_from restore receive' -l name -x -d 'Name of the guest'
+complete -c ferry -n '__fish_seen_subcommand_from save' -l live -d 'Write while it runs'
 complete -c ferry -n '__fish_seen_subcommand_from restore' -l lazy -d 'Read memory when it is touched'
 complete -c ferry -n '__fish_seen_subcommand_from restore receive' -s v -l verbose -d 'Say more; twice for everything'
 

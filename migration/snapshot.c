@@ -481,6 +481,11 @@ static uint64_t pages_in(const struct snapshot_writer *w)
     return pages;
 }
 
+uint64_t snapshot_writer_written(const struct snapshot_writer *w)
+{
+    return w->written;
+}
+
 int snapshot_writer_sync(struct snapshot_writer *w)
 {
     return fdatasync(w->fd) < 0 ? -errno : 0;

@@ -66,6 +66,8 @@ void snapshot_writer_destroy(struct snapshot_writer *writer);
  * `bits`, in which bit 0 is the region's first page; NULL: all. Not logged. */
 int snapshot_writer_put(struct snapshot_writer *writer, unsigned region, uint64_t first,
                         uint64_t pages, const uint64_t *bits);
+/* Times that a page was written so far. */
+uint64_t snapshot_writer_written(const struct snapshot_writer *writer);
 /* Brings what was written to the disk, so that the last step has less to. Not logged. */
 int snapshot_writer_sync(struct snapshot_writer *writer);
 /* The sections; then the file is on the disk and has its name. -EFBIG: they take more than

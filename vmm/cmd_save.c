@@ -26,6 +26,7 @@
 struct save_options {
     char *name;
     char *file;
+    bool live;
     bool json;
 };
 
@@ -40,6 +41,9 @@ static const struct cmd_operand save_operands[] = {
 };
 
 static const struct cmd_option save_options[] = {
+    {0, NULL, "off", "write while it runs; stop it for the rest alone",
+     {.name = "live", .parse = option_parse_bool, .offset = offsetof(struct save_options, live)},
+     NULL},
     {0, NULL, "off", "print a summary as JSON",
      {.name = "json", .parse = option_parse_bool, .offset = offsetof(struct save_options, json)},
      NULL},
@@ -47,10 +51,10 @@ static const struct cmd_option save_options[] = {
 };
 
 /* The other process has another working directory. */
-static json_t *destination(const char *file)
+static json_t *destination(const char *file, bool live)
 {
     char *folder = *file == '/' ? NULL : getcwd(NULL, 0);
-    json_t *body = json_pack("{s:o}", "destination_url",
+    json_t *body = json_pack("{s:b, s:o}", "live", live, "destination_url",
                              json_sprintf("file://%s%s%s", folder ? folder : "", folder ? "/" : "",
                                           file));
 
@@ -62,7 +66,7 @@ static enum exit_status ask_to_save(const struct save_options *wanted)
 {
     struct client_request request = {
         .name = wanted->name, .method = "PUT", .path = "/api/v1/vm.snapshot", .patient = true};
-    json_t *body = destination(wanted->file), *summary = NULL;
+    json_t *body = destination(wanted->file, wanted->live), *summary = NULL;
     int err;
 
     request.body = body;

@@ -345,6 +345,18 @@ bool control_busy(const struct control *control, const void *object)
     return find_waiting(control, object) != NULL;
 }
 
+bool control_abandoned(const struct control *control, const void *object)
+{
+    struct request *request = find_waiting(control, object);
+    const union MHD_ConnectionInfo *info =
+        request ? control->api.get_connection_info(request->connection,
+                                                   MHD_CONNECTION_INFO_CONNECTION_FD)
+                : NULL;
+    struct pollfd fd = {.fd = info ? info->connect_fd : -1, .events = POLLRDHUP};
+
+    return poll(&fd, 1, 0) > 0 && (fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
 static void epoll_ready(struct loop_op *op, int result)
 {
     struct control *c = (struct control *)((char *)op - offsetof(struct control, epoll_op));

@@ -56,6 +56,8 @@ int control_create(struct control **out, struct loop *loop, const char *name,
 void control_answer(struct control *control, const void *object, int error, json_t *reply);
 /* Whether a request about the object waits for control_answer(). */
 bool control_busy(const struct control *control, const void *object);
+/* Whether its client has hung up: nobody would hear the answer. False when none waits. */
+bool control_abandoned(const struct control *control, const void *object);
 
 /*
  * Takes another name as soon as no process has it: the one whose guest came here may still be about to

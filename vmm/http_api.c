@@ -20,6 +20,7 @@ static const struct {
     {"MHD_run", offsetof(struct http_api, run)},
     {"MHD_get_timeout", offsetof(struct http_api, get_timeout)},
     {"MHD_get_daemon_info", offsetof(struct http_api, get_daemon_info)},
+    {"MHD_get_connection_info", offsetof(struct http_api, get_connection_info)},
     {"MHD_create_response_from_buffer", offsetof(struct http_api, create_response)},
     {"MHD_add_response_header", offsetof(struct http_api, add_header)},
     {"MHD_queue_response", offsetof(struct http_api, queue_response)},

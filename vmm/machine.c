@@ -635,6 +635,8 @@ void machine_serve(struct machine *m)
         err = handle_event(m);
     if (!err && !m->ended && m->save_path)
         err = machine_save(m);
+    if (!err && !m->ended)
+        err = handle_event(m); /* one that came while it was not saved after all */
     if (err)
         end(m, MACHINE_FAILED);
     machine_migrate_serve(m);

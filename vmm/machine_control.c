@@ -144,7 +144,7 @@ static int reboot_vm(void *opaque, const json_t *body, json_t **reply)
     return 0;
 }
 
-/* Takes {"destination_url": "file:///PATH"}; answers when all is on the disk, or nothing is. */
+/* Takes {"destination_url": "file:///PATH", "live": true}; answers when all is on the disk, or nothing is. */
 static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
 {
     static const char scheme[] = "file://";
@@ -160,6 +160,7 @@ static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("the guest is being saved or migrated already");
         return -EALREADY;
     }
+    m->save_live = json_is_true(json_object_get(body, "live"));
     m->save_path = strdup(url + strlen(scheme));
     if (!m->save_path)
         return -ENOMEM;

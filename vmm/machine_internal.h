@@ -85,6 +85,7 @@ struct machine {
     /* The loop's thread alone. */
     struct loop_timer grace;
     char *save_path;   /* owns; set while a save is asked for and not done */
+    bool save_live;    /* ... of a guest that runs on until little of it is left to write */
     bool saving;       /* neither paused nor resumed by others meanwhile */
     struct migration *migration; /* owns: the one under way, or the last; machine_migrate.c */
     bool incoming;     /* built for a guest of another process, whose disks are still that one's */
@@ -173,6 +174,9 @@ void machine_end_migrated(struct machine *m);
 int machine_work(struct machine *m, int (*work)(void *arg), void (*cancel)(void *arg), void *arg);
 
 /* ---- migration: leaving (machine_migrate.c) ---- */
+
+struct source_ops;
+extern const struct source_ops machine_source_ops; /* of a struct machine */
 
 extern const struct control_route machine_migrate_routes[];
 

@@ -89,7 +89,7 @@ static void throttle(void *opaque, unsigned percent)
     (void)vcpus_throttle(((struct machine *)opaque)->vcpus, percent);
 }
 
-static const struct source_ops source_ops = {
+const struct source_ops machine_source_ops = {
     .log_start = log_start,
     .log_stop = log_stop,
     .log_get = log_get,
@@ -106,7 +106,7 @@ static int connect_source(struct migration *g)
     int err = link_connect(&link, &g->address, g->cancel_fd);
 
     if (!err)
-        err = source_create(&source, link, g->m->mem, &source_ops, g->m, &g->config);
+        err = source_create(&source, link, g->m->mem, &machine_source_ops, g->m, &g->config);
     if (err)
         return err;
     pthread_mutex_lock(&g->lock);

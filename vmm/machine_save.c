@@ -13,7 +13,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "devices/virtio/blk.h"
 #include "migration/lazy.h"
+#include "migration/live_save.h"
 #include "migration/snapshot.h"
 #include "vmm/machine_internal.h"
 #include "vmm/machine_json.h"
@@ -22,6 +24,8 @@
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
+
+#define NS_PER_MS 1000000ull
 
 /* ---- saving ---- */
 
@@ -134,70 +138,140 @@ int machine_work(struct machine *m, int (*work)(void *arg), void (*cancel)(void 
     return err ? err : w.result;
 }
 
+/* ---- into a file ---- */
+
+#define LIVE_DOWNTIME_NS (100 * NS_PER_MS)
+#define LOOK_NS (100 * NS_PER_MS) /* between two looks whether to go on */
+
 struct writing {
     struct machine *m;
-    int cancel_fd; /* owns: an eventfd */
+    int cancel_fd;            /* owns: an eventfd */
+    struct loop_timer look;
+    bool cancelled;
+    bool was_paused;
+    struct live_save *live;   /* owns; NULL: the guest is stopped first */
     struct snapshot snapshot;
     struct snapshot_summary summary;
+    uint64_t stopped_ns;
 };
-
-/* What comes from a file itself is to be there first; the guest runs meanwhile. */
-static int await_memory(void *arg)
-{
-    const struct writing *w = arg;
-
-    return machine_await_memory(w->m, w->cancel_fd);
-}
 
 static void cancel_writing(void *arg)
 {
-    (void)eventfd_write(((struct writing *)arg)->cancel_fd, 1);
+    struct writing *w = arg;
+
+    w->cancelled = true;
+    (void)eventfd_write(w->cancel_fd, 1);
 }
 
-static int write_snapshot(void *arg)
+/* A guest that runs may ask for its end or a reset, and who asked for the file may be gone. */
+static void look_whether_to_go_on(struct loop_timer *timer)
+{
+    struct writing *w = (struct writing *)((char *)timer - offsetof(struct writing, look));
+
+    if (machine_event_pending(w->m) || control_abandoned(process_control(w->m->process), w->m))
+        cancel_writing(w);
+    else
+        loop_timer_set(w->m->loop, timer, loop_now_ns() + LOOK_NS);
+}
+
+/* While the guest runs: what comes from a file itself is to be there first. */
+static int write_live(void *arg)
+{
+    struct writing *w = arg;
+    const struct live_save_config config = {.path = w->m->save_path,
+                                            .downtime_ns = LIVE_DOWNTIME_NS,
+                                            .cancel_fd = w->cancel_fd};
+    int err = machine_await_memory(w->m, w->cancel_fd);
+
+    if (err || !w->m->save_live)
+        return err;
+    err = live_save_create(&w->live, w->m->mem, &machine_source_ops, w->m, &config);
+    if (!err)
+        err = live_save_copy(w->live);
+    /* What is on the disk already need not be brought there while the guest stands still. */
+    for (unsigned i = 0; !err && i < w->m->n_disks; i++)
+        virtio_blk_sync(w->m->disks[i]);
+    return err;
+}
+
+static int write_rest(void *arg)
 {
     struct writing *w = arg;
 
+    if (w->live)
+        return live_save_finish(w->live, &w->snapshot, &w->summary);
     return snapshot_write(&w->snapshot, w->m->mem, w->m->save_path, &w->summary);
+}
+
+static int write_stopped(struct writing *w)
+{
+    struct machine *m = w->m;
+    int err;
+
+    w->stopped_ns = loop_now_ns();
+    err = machine_quiesce(m);
+    if (!err && (w->cancelled || machine_event_pending(m)))
+        err = -ECANCELED; /* a guest that ends or resets is no guest to be saved */
+    if (!err)
+        err = add_config(m, &w->snapshot);
+    if (!err)
+        err = machine_gather(m, &w->snapshot);
+    if (!err)
+        err = machine_work(m, write_rest, w->live ? cancel_writing : NULL, w);
+    w->stopped_ns = loop_now_ns() - w->stopped_ns;
+    m->paused = true;
+    if (err && !w->was_paused) {
+        m->saving = false;
+        (void)machine_resume(m);
+    }
+    return err;
+}
+
+static json_t *describe_writing(const struct writing *w, int err)
+{
+    json_t *reply;
+
+    if (err == -ECANCELED)
+        return json_string("the save was cancelled, or the guest is about to end: it goes on here");
+    if (err)
+        return json_sprintf("cannot save the guest to %s: %s; it goes on here", w->m->save_path,
+                            strerror(-err));
+    reply = json_pack("{s:I, s:I}", "pages", (json_int_t)w->summary.pages, "skipped",
+                      (json_int_t)w->summary.skipped);
+    if (reply && w->live) {
+        json_object_set_new(reply, "written", json_integer((json_int_t)w->summary.written));
+        json_object_set_new(reply, "rounds", json_integer(live_save_rounds(w->live)));
+        json_object_set_new(reply, "downtime_ms",
+                            json_real((double)w->stopped_ns / (double)NS_PER_MS));
+    }
+    return reply;
 }
 
 int machine_save(struct machine *m)
 {
-    struct writing w = {.m = m, .cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
-    bool was_paused = m->paused;
-    json_t *reply = NULL;
-    int err;
+    struct writing w = {.m = m, .was_paused = m->paused,
+                        .look.expired = look_whether_to_go_on,
+                        .cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    int err = w.cancel_fd < 0 ? -errno : 0;
 
     m->saving = true;
-    err = machine_work(m, await_memory, cancel_writing, &w);
+    if (!err && (m->save_live || m->lazy)) {
+        loop_timer_set(m->loop, &w.look, loop_now_ns() + LOOK_NS);
+        err = machine_work(m, write_live, cancel_writing, &w);
+        loop_timer_cancel(&w.look);
+    }
     if (!err)
-        err = machine_quiesce(m);
-    if (!err && machine_event_pending(m))
-        err = -EAGAIN; /* a guest that ends or resets is no guest to be saved */
-    if (!err)
-        err = add_config(m, &w.snapshot);
-    if (!err)
-        err = machine_gather(m, &w.snapshot);
-    if (!err)
-        err = machine_work(m, write_snapshot, NULL, &w);
+        err = write_stopped(&w);
     m->saving = false;
-    if (!err)
-        reply = json_pack("{s:I, s:I}", "pages", (json_int_t)w.summary.pages, "skipped",
-                          (json_int_t)w.summary.skipped);
-    else
-        reply = json_sprintf("cannot save the guest to %s: %s; it goes on here", m->save_path,
-                             strerror(-err));
+    control_answer(process_control(m->process), m, err, describe_writing(&w, err));
+    live_save_destroy(w.live);
     snapshot_fini(&w.snapshot);
     free(m->save_path);
     m->save_path = NULL;
     if (w.cancel_fd >= 0)
         close(w.cancel_fd);
-    m->paused = true;
-    if (err && !was_paused)
-        (void)machine_resume(m);
-    else if (!err)
+    if (!err)
         machine_end_saved(m);
-    control_answer(process_control(m->process), m, err, reply);
     return 0;
 }
 

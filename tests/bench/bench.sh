@@ -229,6 +229,12 @@ saving() {
     echo "| | | |"
     echo "| --- | ---: | ---: |"
     echo "| ferry save | $took | |"
+    rm "$file"
+    took=$(written 4G 'bytes=1G hot=64M rate=100000000' "$file" --live)
+    echo "| ferry save --live, while it writes 100 MB/s | $took | stopped for $(
+        sed -n 's/.*"downtime_ms": \([0-9]*\).*/\1/p' "$WORK/s.said") ms |"
+    rm "$file"
+    written 4G 'bytes=1G hot=0 beat' "$file" >/dev/null
     echo "| dd, with fsync | | $(rate "$file" dd "if=$file" "of=$file.copy" bs=1M count=1024 skip=1 conv=fsync) |"
     rm "$file.copy"
     echo "| dd to nowhere | | $(rate "$file" dd "if=$file" of=/dev/null bs=1M count=1024 skip=1) |"
