@@ -86,7 +86,7 @@ linux: deps ## the small Linux that boots where KVM emulates kernel code; prints
 
 bench: deps ## measure start, size and costs, beside QEMU
 	@$(MAKE) --no-print-directory built $(BUILD)/tests/bench/first-output $(BUILD)/tests/bench/switch \
-	    $(BUILD)/tests/bench/loopback
+	    $(BUILD)/tests/bench/loopback $(TCP_SERVER)
 	@BUILD=$(BUILD) tests/bench/bench.sh
 
 deps: ## install the Debian packages that all this takes

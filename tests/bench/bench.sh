@@ -1,7 +1,7 @@
 #!/bin/bash
 # Measures Ferry beside QEMU in the same run, and prints Markdown tables: time to a payload guest's
-# first output, memory beyond the guest's own, costs of exits, of a disk and of the switch, and in the
-# lab the time to user space. Asserts nothing.
+# first output, memory beyond the guest's own, costs of exits, of a disk and of the switch, TCP in the
+# network modes, and in the lab the time to user space. Asserts nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -14,7 +14,7 @@ trap 'rm -rf "$WORK"' EXIT
 
 usage() {
     cat <<EOF
-Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [saving] [migration] [lab]
+Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [modes] [saving] [migration] [lab]
 Measure Ferry beside QEMU; all parts, or those that are named.
 
   --rounds N      runs of each program for start (default: $rounds) ...
@@ -32,13 +32,13 @@ while (($#)); do
         --rounds) rounds=$2; shift ;;
         --lab-rounds) lab_rounds=$2; shift ;;
         --kernel) kernel=$2; shift ;;
-        start | memory | costs | switch | saving | migration | lab) parts+=("$1") ;;
+        start | memory | costs | switch | modes | saving | migration | lab) parts+=("$1") ;;
         -h | --help) usage; exit ;;
         *) usage >&2; exit 2 ;;
     esac
     shift
 done
-((${#parts[@]})) || parts=(start memory costs switch saving migration lab)
+((${#parts[@]})) || parts=(start memory costs switch modes saving migration lab)
 
 # Both programs are given as little to do as they can be: no default devices, no configuration.
 qemu=(qemu-system-x86_64 -enable-kvm -nodefaults -no-user-config -display none -serial stdio
@@ -160,6 +160,16 @@ switch() {
             -n switch=lab0 >"$WORK/crossing" || :
         cost_rows "poll=$time: " "$WORK/crossing"
     done
+    echo
+}
+
+modes() {
+    echo "## TCP in the network modes"
+    echo
+    echo "One connection at a time, between a payload guest that polls and a server on this host, by the" \
+        "median of three runs. In \`nat,via=kernel\` the server is beyond a router."
+    echo
+    tests/bench/modes.sh
     echo
 }
 

@@ -409,7 +409,8 @@ static void take_answer(struct connection *c, const struct tcp *tcp)
     c->timer_ns = 0;
     c->timeout_ns = FIRST_TIMEOUT;
     c->state = OPEN;
-    c->owes = true;
+    /* By itself, as usual: passt ignores data that come with it. */
+    send_segment(c, ACK, c->next, NULL, 0);
     progress(c);
 }
 
