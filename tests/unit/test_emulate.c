@@ -413,6 +413,58 @@ Test(emulate, mxcsr_takes_no_reserved_bits)
     assert_fault(X86_VECTOR_GP, 0);
 }
 
+/* ---- vectors ---- */
+
+Test(emulate, operands_of_sse_are_aligned_but_for_unaligned_moves)
+{
+    regs->rdi = CPU_BASE + CPU_DATA + 8;
+    cr_assert_eq(RUN(0x66, 0x0F, 0xEF, 0x0F), X86_EMU_FAULT); /* pxor xmm1, [rdi] */
+    assert_fault(X86_VECTOR_GP, 0);
+    cr_assert_eq(RUN(0x66, 0x0F, 0x6F, 0x0F), X86_EMU_FAULT); /* movdqa xmm1, [rdi] */
+    cr_assert_eq(RUN(0x66, 0x0F, 0x7F, 0x0F), X86_EMU_FAULT); /* movdqa [rdi], xmm1 */
+    cr_assert_eq(RUN(0xF3, 0x0F, 0x6F, 0x0F), X86_EMU_DONE);  /* movdqu xmm1, [rdi] */
+    cr_assert_eq(RUN(0xC5, 0xF1, 0xEF, 0x0F), X86_EMU_DONE);  /* vpxor xmm1, xmm1, [rdi] */
+}
+
+Test(emulate, an_aligned_move_of_avx_is_aligned_to_its_size)
+{
+    regs->rdi = CPU_BASE + CPU_DATA + 16;
+    cr_assert_eq(RUN(0xC5, 0xF9, 0x6F, 0x0F), X86_EMU_DONE);  /* vmovdqa xmm1, [rdi] */
+    cr_assert_eq(RUN(0xC5, 0xFD, 0x6F, 0x0F), X86_EMU_FAULT); /* vmovdqa ymm1, [rdi] */
+    assert_fault(X86_VECTOR_GP, 0);
+}
+
+Test(emulate, a_task_switch_and_a_disabled_unit_have_vectors_trap)
+{
+    sregs->cr0 |= X86_CR0_TS;
+    cr_assert_eq(RUN(0x66, 0x0F, 0xEF, 0xC9), X86_EMU_FAULT); /* pxor xmm1, xmm1 */
+    assert_fault(X86_VECTOR_NM, 0);
+    sregs->cr0 = (sregs->cr0 & ~X86_CR0_TS) | X86_CR0_EM;
+    cr_assert_eq(RUN(0x66, 0x0F, 0xEF, 0xC9), X86_EMU_FAULT);
+    assert_fault(X86_VECTOR_UD, 0);
+    sregs->cr0 &= ~X86_CR0_EM;
+    cpu.xcr0 = 3;
+    cr_assert_eq(RUN(0xC5, 0xF1, 0xEF, 0xC9), X86_EMU_FAULT); /* vpxor xmm1, xmm1, xmm1 */
+    assert_fault(X86_VECTOR_UD, 0);
+}
+
+Test(emulate, a_third_operand_where_there_is_none_is_undefined)
+{
+    cr_assert_eq(RUN(0xC5, 0xF9, 0x70, 0xCA, 0x00), X86_EMU_DONE);  /* vpshufd xmm1, xmm2, 0 */
+    cr_assert_eq(RUN(0xC5, 0xE9, 0x70, 0xCA, 0x00), X86_EMU_FAULT); /* with vvvv for xmm2 */
+    assert_fault(X86_VECTOR_UD, 0);
+    cr_assert_eq(RUN(0xC4, 0xE3, 0x79, 0x39, 0xC8, 0x01), X86_EMU_FAULT); /* vextracti128, L clear */
+    assert_fault(X86_VECTOR_UD, 0);
+}
+
+Test(emulate, a_users_page_that_is_absent_faults_in_a_vector_move)
+{
+    *emulated_cpu_pte(&cpu, 17) = 0;
+    regs->rdi = CPU_SMALL + 17 * 4096 - 8;
+    cr_assert_eq(RUN(0xF3, 0x0F, 0x7F, 0x0F), X86_EMU_FAULT); /* movdqu [rdi], xmm1 */
+    assert_page_fault(CPU_SMALL + 17 * 4096, X86_PF_WRITE);
+}
+
 /* ---- xsaves and xrstors ---- */
 
 Test(emulate, xrstors_takes_back_what_xsaves_wrote)

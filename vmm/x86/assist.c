@@ -1,13 +1,13 @@
 /*
  * Help for a vCPU on a KVM that emulates kernel code: completes what KVM rejects, by emulate.h, and
- * has SYSCALL repaired, by syscall.h.
+ * has SYSCALL repaired, by syscall.h, and timer interrupts spaced, by tick.h.
  *
  * Does not decide whether help is needed (probe.c), nor know any instruction. The vCPU's thread, or
  * the loop's while the vCPU is parked; no locks.
  *
  * Texts: the kernel's Documentation/virt/kvm/api.rst: §5 KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_DEBUG,
- * KVM_EXIT_X86_WRMSR; §4.32 KVM_SET_VCPU_EVENTS; §7.28 KVM_CAP_EXIT_ON_EMULATION_FAILURE. Intel SDM
- * volume 3B §17.3.1.4 (single-step).
+ * KVM_EXIT_X86_WRMSR; §4.32 KVM_SET_VCPU_EVENTS; §4.126 KVM_X86_SET_MSR_FILTER; §7.28
+ * KVM_CAP_EXIT_ON_EMULATION_FAILURE. Intel SDM volume 3B §17.3.1.4 (single-step).
  */
 #include "vmm/x86/assist.h"
 
@@ -20,6 +20,7 @@
 #include "vmm/util/log.h"
 #include "vmm/x86/emulate.h"
 #include "vmm/x86/syscall.h"
+#include "vmm/x86/tick.h"
 
 #define DR6_BS (1ull << 14)
 
@@ -28,17 +29,23 @@
 #endif
 
 /*
- * The features that are cleared are such as kernels use where KVM rejects the instruction (an exit to
- * user space each time), or executes it byte by byte (erms, fsrm). Patching locks out, protecting
- * the kernel from itself, measuring timers and probing UARTs that are not there takes seconds each.
+ * The features that are cleared are such as kernels use where KVM rejects the instruction, with an
+ * exit to user space each time (from ssse3 on: in the loops of ciphers and checksums), or executes it
+ * byte by byte (erms, fsrm). Patching locks out, protecting the kernel from itself, measuring timers,
+ * probing UARTs that are not there, trying ciphers, clearing memory twice, and 2 MiB for a CPU's
+ * variables take seconds each. What watches over slowness is off. New ones are NAME=VALUE where they
+ * can be: a word that a kernel does not know would be an argument for its init.
  */
 const char arch_assist_options[] =
-    "clearcpuid=erms,fsrm,smap,smep,umip,cx16,popcnt,rdpid,rdtscp,invpcid nokaslr mitigations=off "
-    "rodata=off noreplace-smp no_timer_check tsc=reliable 8250.nr_uarts=1";
+    "clearcpuid=erms,fsrm,smap,smep,umip,cx16,popcnt,rdpid,rdtscp,invpcid,ssse3,sse4_2,avx2,aes,"
+    "pclmulqdq,sha_ni nokaslr mitigations=off rodata=off noreplace-smp percpu_alloc=page "
+    "init_on_alloc=0 cryptomgr.notests no_timer_check tsc=reliable watchdog_thresh=0 "
+    "rcupdate.rcu_cpu_stall_suppress=1 8250.nr_uarts=1";
 
 struct x86_assist {
     int fd; /* borrowed */
     struct x86_syscall syscall;
+    struct x86_tick tick;
     struct x86_emu emu;
 };
 
@@ -50,6 +57,32 @@ static int fail(const char *what)
     return err;
 }
 
+/* The writes of MSRs that exit: the guest sets up SYSCALL, or its timer. */
+static int watch_msrs(int kvm_fd, int vm_fd)
+{
+    uint8_t allowed = X86_SYSCALL_ALLOWED, none = 0;
+    struct kvm_enable_cap exits = {.cap = KVM_CAP_X86_USER_SPACE_MSR,
+                                   .args = {KVM_MSR_EXIT_REASON_FILTER}};
+    struct kvm_msr_filter filter = {
+        .flags = KVM_MSR_FILTER_DEFAULT_ALLOW,
+        .ranges = {{.flags = KVM_MSR_FILTER_WRITE, .nmsrs = X86_SYSCALL_N_MSRS,
+                    .base = X86_SYSCALL_MSRS, .bitmap = &allowed},
+                   {.flags = KVM_MSR_FILTER_WRITE, .nmsrs = 1, .base = X86_MSR_TSC_DEADLINE,
+                    .bitmap = &none}},
+    };
+
+    if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_USER_SPACE_MSR) <= 0 ||
+        ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_MSR_FILTER) <= 0) {
+        log_error("this host's KVM enters SYSCALL wrongly, and cannot tell when the guest sets it up");
+        return -EOPNOTSUPP;
+    }
+    if (ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
+        return fail("KVM_CAP_X86_USER_SPACE_MSR");
+    if (ioctl(vm_fd, KVM_X86_SET_MSR_FILTER, &filter) < 0)
+        return fail("KVM_X86_SET_MSR_FILTER");
+    return 0;
+}
+
 int x86_assist_prepare(int kvm_fd, int vm_fd)
 {
     struct kvm_enable_cap exits = {.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE, .args = {1}};
@@ -58,7 +91,7 @@ int x86_assist_prepare(int kvm_fd, int vm_fd)
     if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0 &&
         ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
         return fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
-    return x86_syscall_prepare(kvm_fd, vm_fd);
+    return watch_msrs(kvm_fd, vm_fd);
 }
 
 /* ---- what an instruction may ask for ---- */
@@ -232,15 +265,19 @@ static int handle_rejected(struct x86_assist *assist)
 
 static int handle_msr(struct x86_assist *assist, struct kvm_run *run)
 {
-    int err = load(assist);
+    int err;
 
+    if (run->msr.index == X86_MSR_TSC_DEADLINE)
+        return x86_tick_msr_exit(&assist->tick, assist->fd, run);
+    err = load(assist);
     return err ? err : x86_syscall_msr_exit(&assist->syscall, assist->fd, &assist->emu, run);
 }
 
 int x86_assist_refresh(struct x86_assist *assist)
 {
-    int err = load(assist);
+    int err = load(assist), khz = ioctl(assist->fd, KVM_GET_TSC_KHZ, 0);
 
+    x86_tick_init(&assist->tick, khz > 0 ? (uint32_t)khz : 0);
     return err ? err : x86_syscall_refresh(&assist->syscall, assist->fd, &assist->emu);
 }
 

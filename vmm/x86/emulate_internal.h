@@ -73,7 +73,39 @@ x86_execute x86_do_fwait, x86_do_fnclex, x86_do_fninit, x86_do_emms, x86_do_fnst
     x86_do_fnstsw, x86_do_fnstcw, x86_do_fldcw, x86_do_fild, x86_do_ldmxcsr, x86_do_stmxcsr,
     x86_do_fxsave, x86_do_fxrstor, x86_do_xsave, x86_do_xsavec, x86_do_xrstor, x86_do_xrstors;
 
+/* emulate_vector.c */
+x86_execute x86_do_vector, x86_do_vector_load, x86_do_vector_store, x86_do_vector_from_general,
+    x86_do_vector_to_general, x86_do_vector_mask, x86_do_vector_zero, x86_do_vector_extract,
+    x86_do_vector_insert, x86_do_vector_shift, x86_do_vector_shift_by;
+
 /* ---- `detail` of rows ---- */
-#define X86_DETAIL_SIZE 0xFFu /* bytes of the operand */
+#define X86_DETAIL_SIZE 0xFFu     /* bytes of the operand, or of a vector's elements */
+#define X86_DETAIL_ALIGNED 0x100u /* a move's memory operand must be */
+#define X86_DETAIL_OPERATION 8    /* from this bit on: one of */
+enum x86_vector_operation {
+    X86_VECTOR_ADD,
+    X86_VECTOR_SUB,
+    X86_VECTOR_AND,
+    X86_VECTOR_ANDN,
+    X86_VECTOR_OR,
+    X86_VECTOR_XOR,
+    X86_VECTOR_EQUAL,
+    X86_VECTOR_GREATER,
+    X86_VECTOR_MULTIPLY,      /* the low half of the product */
+    X86_VECTOR_MULTIPLY_HALF, /* of the low halves, wholly */
+    X86_VECTOR_SHIFT_LEFT,
+    X86_VECTOR_SHIFT_RIGHT,
+    X86_VECTOR_SHIFT_ARITHMETIC,
+    X86_VECTOR_UNPACK_LOW,
+    X86_VECTOR_UNPACK_HIGH,
+    X86_VECTOR_PACK_SIGNED,
+    X86_VECTOR_PACK_UNSIGNED,
+    X86_VECTOR_SHUFFLE8, /* this and what follows: by one byte of immediate, or bytes of a vector */
+    X86_VECTOR_SHUFFLE32,
+    X86_VECTOR_SHUFFLE_LOW16,
+    X86_VECTOR_SHUFFLE_HIGH16,
+    X86_VECTOR_SHUFFLE_PS,
+    X86_VECTOR_ALIGN,
+};
 
 #endif

@@ -9,8 +9,7 @@
  * fault's frame, not from R11. SYSCALL from 32-bit code needs no repair: KVM emulates it wholly.
  *
  * The vCPU's thread; no locks. Texts: Intel SDM volume 2B, SYSCALL; volume 3A §6.14 (frames);
- * the kernel's Documentation/virt/kvm/api.rst §4.87 KVM_SET_GUEST_DEBUG, §4.126
- * KVM_X86_SET_MSR_FILTER.
+ * the kernel's Documentation/virt/kvm/api.rst §4.87 KVM_SET_GUEST_DEBUG.
  */
 #include "vmm/x86/syscall.h"
 
@@ -21,10 +20,9 @@
 #include "vmm/util/log.h"
 #include "vmm/x86/emulate.h"
 
-#define MSR_STAR 0xC0000081u
+#define MSR_STAR X86_SYSCALL_MSRS
 #define MSR_LSTAR 0xC0000082u
 #define MSR_SFMASK 0xC0000084u
-#define N_MSRS 4u /* from STAR on; CSTAR, in between, is let through */
 #define EFER_SCE 1ull
 
 #define DR7_EXECUTE_0 0x402ull /* breakpoint 0, on execution, for all tasks; bit 10 is always set */
@@ -58,7 +56,7 @@ int x86_msr_read(int vcpu_fd, uint32_t index, uint64_t *value)
     return 0;
 }
 
-static int write_msr(int vcpu_fd, uint32_t index, uint64_t value)
+int x86_msr_write(int vcpu_fd, uint32_t index, uint64_t value)
 {
     struct {
         struct kvm_msrs head;
@@ -66,29 +64,6 @@ static int write_msr(int vcpu_fd, uint32_t index, uint64_t value)
     } one = {.head.nmsrs = 1, .entry = {.index = index, .data = value}};
 
     return ioctl(vcpu_fd, KVM_SET_MSRS, &one) == 1 ? 0 : -EIO;
-}
-
-int x86_syscall_prepare(int kvm_fd, int vm_fd)
-{
-    uint8_t allowed = 1u << (0xC0000083u - MSR_STAR); /* CSTAR */
-    struct kvm_enable_cap exits = {.cap = KVM_CAP_X86_USER_SPACE_MSR,
-                                   .args = {KVM_MSR_EXIT_REASON_FILTER}};
-    struct kvm_msr_filter filter = {
-        .flags = KVM_MSR_FILTER_DEFAULT_ALLOW,
-        .ranges = {{.flags = KVM_MSR_FILTER_WRITE, .nmsrs = N_MSRS, .base = MSR_STAR,
-                    .bitmap = &allowed}},
-    };
-
-    if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_USER_SPACE_MSR) <= 0 ||
-        ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_X86_MSR_FILTER) <= 0) {
-        log_error("this host's KVM enters SYSCALL wrongly, and cannot tell when the guest sets it up");
-        return -EOPNOTSUPP;
-    }
-    if (ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
-        return fail("KVM_CAP_X86_USER_SPACE_MSR");
-    if (ioctl(vm_fd, KVM_X86_SET_MSR_FILTER, &filter) < 0)
-        return fail("KVM_X86_SET_MSR_FILTER");
-    return 0;
 }
 
 static int set_breakpoint(int vcpu_fd, uint64_t address)
@@ -153,7 +128,7 @@ int x86_syscall_msr_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu
 
     if (index != MSR_STAR && index != MSR_LSTAR && index != MSR_SFMASK)
         return -ENOSYS;
-    run->msr.error = write_msr(vcpu_fd, index, run->msr.data) < 0; /* 1: #GP into the guest */
+    run->msr.error = x86_msr_write(vcpu_fd, index, run->msr.data) < 0; /* 1: #GP into the guest */
     return x86_syscall_refresh(s, vcpu_fd, emu);
 }
 

@@ -22,11 +22,14 @@ struct x86_syscall {
     bool stepping;    /* over the handler's first instruction, the breakpoint off */
 };
 
-/* One MSR of a vCPU. 0, or -EIO when KVM does not have it. */
+/* One MSR of a vCPU. 0, or -EIO when KVM does not have it, or does not take the value. */
 int x86_msr_read(int vcpu_fd, uint32_t index, uint64_t *value);
+int x86_msr_write(int vcpu_fd, uint32_t index, uint64_t value);
 
-/* Has KVM tell when STAR, LSTAR or SFMASK is written. 0 or a negative errno, logged. */
-int x86_syscall_prepare(int kvm_fd, int vm_fd);
+/* STAR, LSTAR and SFMASK, whose writes are to exit; CSTAR, in between, is let through. */
+#define X86_SYSCALL_MSRS 0xC0000081u
+#define X86_SYSCALL_N_MSRS 4u
+#define X86_SYSCALL_ALLOWED 0x4u /* a bit for each from X86_SYSCALL_MSRS on */
 
 /* The MSRs as they are now, and the breakpoint accordingly; emu's registers are loaded. 0 or a
  * negative errno, logged. */
