@@ -107,9 +107,10 @@ _ferry() {
         migrate)
             case $previous in
                 --on-timeout) mapfile -t COMPREPLY < <(compgen -W 'stop give-up' -- "$word") ;;
-                --downtime | --timeout | --bandwidth) ;;
+                --compress) mapfile -t COMPREPLY < <(compgen -W 'zstd lz4 none' -- "$word") ;;
+                --downtime | --timeout | --bandwidth | --streams) ;;
                 *) mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --downtime --timeout
-                    --on-timeout --bandwidth --no-auto-converge --copy --check --cancel --status --json
+                    --on-timeout --bandwidth --streams --compress --no-auto-converge --copy --check --cancel --status --json
                     --help" -- "$word") ;;
             esac ;;
         receive)

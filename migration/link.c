@@ -6,7 +6,7 @@
  * by exactly the lengths that are expected; a descriptor that nobody asked for is closed. Threads: see
  * the header; no locks. Texts: unix(7) (SCM_RIGHTS), tcp(7).
  */
-#include "migration/link.h"
+#include "migration/link_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -38,6 +38,7 @@ struct link {
     int cancel_fd;               /* owns: an eventfd, readable for good once cancelled */
     int received_fd;             /* owns; -1: none */
     bool is_unix;
+    unsigned patience_ms; /* for receiving */
     uint64_t sent; /* bytes */
     char name[LINK_TEXT_MAX];
 };
@@ -74,6 +75,7 @@ int link_create(struct link **out, int fd, const char *name)
     link->reader = (struct stream_reader){.fd = fd, .name = link->name, .fill = fill};
     link->fd = fd;
     link->received_fd = -1;
+    link->patience_ms = LINK_PATIENCE_MS;
     (void)getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
     link->is_unix = domain == AF_UNIX;
     if (!link->is_unix)
@@ -113,6 +115,18 @@ void link_cancel(struct link *link)
     (void)eventfd_write(link->cancel_fd, 1);
 }
 
+void link_rearm(struct link *link)
+{
+    eventfd_t count;
+
+    (void)eventfd_read(link->cancel_fd, &count);
+}
+
+void link_set_patience(struct link *link, unsigned ms)
+{
+    link->patience_ms = ms;
+}
+
 /* For the socket to be ready for `events`, at most until deadline_ns. */
 static int wait_ready(struct link *link, short events, uint64_t deadline_ns)
 {
@@ -134,6 +148,30 @@ static int wait_ready(struct link *link, short events, uint64_t deadline_ns)
             return -ECANCELED;
         if (n > 0)
             return 0;
+    }
+}
+
+int link_await_beside(struct link *link, int fd, uint64_t deadline_ns)
+{
+    struct pollfd fds[3] = {{.fd = link->cancel_fd, .events = POLLIN},
+                            {.fd = link->fd, .events = POLLRDHUP},
+                            {.fd = fd, .events = POLLIN}};
+
+    for (;;) {
+        uint64_t now = loop_now_ns();
+        int left = now < deadline_ns ? (int)((deadline_ns - now) / NS_PER_MS) + 1 : 0;
+        int n = poll(fds, 3, left);
+
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n > 0 && fds[0].revents)
+            return -ECANCELED;
+        if (n > 0 && fds[1].revents)
+            return -ECONNRESET;
+        if (n > 0)
+            return 0;
+        if (left == 0)
+            return -ETIMEDOUT;
     }
 }
 
@@ -315,10 +353,15 @@ static int lost(const struct link *link, int err)
     return err == -ETIMEDOUT ? err : -ECONNRESET;
 }
 
+static uint64_t receive_deadline(const struct link *link)
+{
+    return link->patience_ms ? loop_now_ns() + link->patience_ms * NS_PER_MS : UINT64_MAX;
+}
+
 static int fill(const struct stream_reader *reader, void *data, uint64_t length)
 {
     struct link *link = (struct link *)(uintptr_t)reader;
-    uint64_t deadline = patience_from_now();
+    uint64_t deadline = receive_deadline(link);
     uint8_t *at = data;
 
     while (length > 0) {
@@ -336,7 +379,7 @@ static int fill(const struct stream_reader *reader, void *data, uint64_t length)
         if (n > 0) {
             at += n;
             length -= (uint64_t)n;
-            deadline = patience_from_now();
+            deadline = receive_deadline(link);
         }
     }
     return 0;

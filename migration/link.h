@@ -41,6 +41,10 @@ unsigned link_port(int fd);
  * looked up anew for each, or NULL: any; others are hung up on, and told in the log. The link is
  * the caller's. */
 int link_accept(struct link **out, int listen_fd, const char *from);
+/* The same for a further connection of the one who came by `link`: until deadline_ns (-ETIMEDOUT);
+ * -ECANCELED, -ECONNRESET: that link was cancelled, or its peer hung up. */
+int link_accept_beside(struct link **out, struct link *link, int listen_fd, const char *from,
+                       uint64_t deadline_ns);
 /* Errors as of connect(2), -ETIMEDOUT; logged with the address. -ECANCELED when cancel_fd becomes
  * readable (-1: never). */
 int link_connect(struct link **out, const struct link_address *address, int cancel_fd);
@@ -51,6 +55,10 @@ void link_destroy(struct link *link);
 /* Whether descriptors can be sent along. */
 bool link_is_unix(const struct link *link);
 void link_cancel(struct link *link);
+/* A cancellation counts no more. */
+void link_rearm(struct link *link);
+/* For the peer to send something, instead of LINK_PATIENCE_MS; 0: without end. */
+void link_set_patience(struct link *link, unsigned ms);
 /* Sleeps; -ECANCELED when that ended it. */
 int link_wait(struct link *link, uint64_t ns);
 

@@ -4,7 +4,7 @@
  * Does not know what goes through a connection (link.c). No state; any thread.
  * Texts: getaddrinfo(3), unix(7).
  */
-#include "migration/link.h"
+#include "migration/link_internal.h"
 
 #include <errno.h>
 #include <netdb.h>
@@ -19,6 +19,9 @@
 #include <unistd.h>
 
 #include "vmm/util/log.h"
+
+/* A source's further connections come at once. */
+#define BACKLOG 32
 
 /* ---- addresses ---- */
 
@@ -139,7 +142,7 @@ static int listen_unix(const struct link_address *address, int *out)
     mask = umask(0177); /* whoever connects hands a guest over: the person alone may */
     err = bind_unix(address, fd);
     umask(mask);
-    if (!err && listen(fd, 1) < 0)
+    if (!err && listen(fd, BACKLOG) < 0)
         err = -errno;
     if (err)
         close(fd);
@@ -157,7 +160,7 @@ static int listen_at(const struct addrinfo *at, int *out)
     if (fd < 0)
         return -errno;
     (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (bind(fd, at->ai_addr, at->ai_addrlen) == 0 && listen(fd, 1) == 0) {
+    if (bind(fd, at->ai_addr, at->ai_addrlen) == 0 && listen(fd, BACKLOG) == 0) {
         *out = fd;
         return 0;
     }
@@ -249,6 +252,16 @@ static bool is_from(int fd, const char *from)
     return same;
 }
 
+/* Whether whoever connected may come; if not, that is over. */
+static bool admit(int fd, const char *from)
+{
+    if (!from || is_from(fd, from))
+        return true;
+    log_warn("somebody who is not %s wanted to hand over a guest", from);
+    close(fd);
+    return false;
+}
+
 /* A connection of somebody who may come. */
 static int accept_from(int listen_fd, const char *from)
 {
@@ -259,10 +272,8 @@ static int accept_from(int listen_fd, const char *from)
             return -1;
         if (fd < 0)
             continue;
-        if (!from || is_from(fd, from))
+        if (admit(fd, from))
             return fd;
-        log_warn("somebody who is not %s wanted to hand over a guest", from);
-        close(fd);
     }
 }
 
@@ -276,6 +287,23 @@ int link_accept(struct link **out, int listen_fd, const char *from)
         return err;
     }
     return link_create(out, fd, "the source");
+}
+
+int link_accept_beside(struct link **out, struct link *link, int listen_fd, const char *from,
+                       uint64_t deadline_ns)
+{
+    for (;;) {
+        int fd, err = listen_fd < 0 ? -ENOTCONN : link_await_beside(link, listen_fd, deadline_ns);
+
+        if (err) {
+            log_error("%s: its further connections do not come: %s", link_reader(link)->name,
+                      strerror(-err));
+            return err;
+        }
+        fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        if (fd >= 0 && admit(fd, from))
+            return link_create(out, fd, "the source");
+    }
 }
 
 /* Connects within the link's patience, by a socket that does not block. */

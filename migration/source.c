@@ -23,6 +23,7 @@ int source_create(struct source **out, struct link *link, struct guest_memory *m
                   const struct source_ops *ops, void *opaque, const struct source_config *config)
 {
     struct source *s = calloc(1, sizeof(*s));
+    int err;
 
     if (!s) {
         link_destroy(link);
@@ -37,10 +38,11 @@ int source_create(struct source **out, struct link *link, struct guest_memory *m
     s->status.rate = FIRST_RATE;
     s->status.shared = config->share_memory && link_is_unix(link);
     pthread_mutex_init(&s->lock, NULL);
-    s->batch.bytes = malloc(SOURCE_BATCH_BYTES);
-    if (!s->batch.bytes) {
+    pthread_cond_init(&s->lane_done, NULL);
+    err = source_make_lanes(s);
+    if (err) {
         source_destroy(s);
-        return -ENOMEM;
+        return err;
     }
     *out = s;
     return 0;
@@ -52,9 +54,10 @@ void source_destroy(struct source *s)
         return;
     source_stop_logging(s);
     source_free_bits(s);
-    free(s->batch.bytes);
+    source_destroy_lanes(s);
     free(s->reason);
     link_destroy(s->link);
+    pthread_cond_destroy(&s->lane_done);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }
@@ -91,9 +94,9 @@ int source_cancel(struct source *s)
         err = -EALREADY;
     else
         s->cancelled = true;
-    pthread_mutex_unlock(&s->lock);
     if (!err)
-        link_cancel(s->link);
+        source_cancel_lanes_locked(s);
+    pthread_mutex_unlock(&s->lock);
     return err;
 }
 
@@ -177,6 +180,8 @@ int source_introduce(struct source *s, const struct snapshot *hello, char **repo
         err = link_send(s->link, (enum stream_kind)section->head.kind, section->head.id,
                         section->payload, section->head.length);
     }
+    if (!err)
+        err = source_announce_lanes(s);
     if (!err && s->status.shared)
         err = link_send_fd(s->link, STREAM_MEMFD, memory_fd(s->mem));
     if (!err)
@@ -201,7 +206,9 @@ int source_copy(struct source *s)
     pthread_mutex_lock(&s->lock);
     s->status.remaining_bytes = memory_size(s->mem);
     pthread_mutex_unlock(&s->lock);
-    err = source_run_rounds(s);
+    err = source_open_lanes(s);
+    if (!err)
+        err = source_run_rounds(s);
     if (err == -ETIMEDOUT && s->config.give_up)
         link_abort(s->link, "the guest writes its memory faster than it can be sent");
     return ended(s, err);
@@ -227,6 +234,8 @@ static int send_rest(struct source *s, const struct snapshot *state, bool paused
     if (!s->status.shared) {
         left = source_collect(s);
         err = left < 0 ? (int)left : source_send_todo(s);
+        if (!err)
+            err = source_end_lanes(s);
     }
     for (unsigned i = 0; !err && i < state->n_sections; i++) {
         const struct snapshot_section *section = &state->sections[i];

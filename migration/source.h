@@ -17,11 +17,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "migration/compress.h"
 #include "migration/link.h"
 #include "migration/snapshot.h"
 #include "vmm/memory.h"
 
-/* What the machine does for the source, on the thread that calls a step. */
+/* What the machine does for the source, on the thread that calls a step; log_clear on those of its
+ * connections, too, for pages of their own. */
 struct source_ops {
     /* From now on the guest's writes are logged. The log may begin with every page in it: each is
      * cleared before it is sent for the first time. */
@@ -35,6 +37,8 @@ struct source_ops {
                      const uint64_t *bits);
     /* Lets the vCPUs rest for so many of 100 parts of the time. 0: not at all. */
     void (*throttle)(void *opaque, unsigned percent);
+    /* A further connection to the same destination, for config.streams > 1. */
+    int (*connect)(void *opaque, struct link **out);
 };
 
 struct source_config {
@@ -43,6 +47,8 @@ struct source_config {
     uint64_t bandwidth;   /* bytes a second while the guest runs; 0: no limit */
     unsigned throttle_max; /* percent; 0: the guest is never slowed */
     bool give_up;         /* at the timeout: do not stop it, but let it run on here */
+    unsigned streams;     /* connections that pages go by, at most PAGES_MAX_STREAMS; 0 is 1 */
+    enum compress_method compress; /* of pages */
     bool share_memory;    /* hand the memory itself over, by a unix link */
 };
 
@@ -66,7 +72,7 @@ struct source_status {
     uint64_t pages;          /* sent, with repetitions */
     uint64_t zero_pages;     /* not sent, with repetitions */
     uint64_t remaining_bytes;
-    uint64_t rate;           /* bytes a second of the last round */
+    uint64_t rate;           /* bytes of pages a second, in the last round */
     uint64_t dirty_rate;     /* bytes a second of the last round */
     uint64_t estimate_ns;    /* of the downtime, if it were stopped now */
     uint64_t downtime_ns;    /* from source_stopping() to the word that it runs */

@@ -6,6 +6,7 @@
 #define FERRY_MIGRATION_SOURCE_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -14,7 +15,6 @@
 
 #define SOURCE_NS_PER_S 1000000000ull
 #define SOURCE_WORD_BITS 64u
-#define SOURCE_BATCH_BYTES (PAGES_BATCH * PAGES_SIZE)
 
 /* One region's pages, a bit each. */
 struct region_bits {
@@ -22,7 +22,6 @@ struct region_bits {
     uint64_t *fresh; /* owns: for what the log says */
     uint64_t *there; /* owns: the destination's page is not zero */
     uint64_t pages, words;
-    uint64_t data_until; /* page: none of the memfd's holes is before it, in this round */
 };
 
 /* The section that is being filled. */
@@ -30,7 +29,21 @@ struct batch {
     struct wire_pages head;
     struct wire_run runs[PAGES_RUNS];
     unsigned n_runs, n_pages;
-    uint8_t *bytes; /* owns: SOURCE_BATCH_BYTES */
+    uint8_t *bytes;  /* owns: PAGES_BATCH_BYTES */
+    uint8_t *packed; /* owns: as many; NULL: nothing is compressed */
+};
+
+/* One connection that carries pages, and the thread's work that fills it. */
+struct lane {
+    struct source *source;
+    unsigned index;
+    struct link *link; /* the source's, for the first; owns the others */
+    struct batch batch;
+    struct compressor *compressor; /* owns; NULL: none */
+    /* Page: none of the memfd's holes is before it, in this round. */
+    uint64_t data_until[MEMORY_MAX_REGIONS];
+    uint64_t zero_pages; /* not counted in status yet */
+    int err;             /* its thread's; read after that was joined */
 };
 
 struct source {
@@ -41,14 +54,18 @@ struct source {
     struct source_config config;
     struct region_bits regions[MEMORY_MAX_REGIONS];
     unsigned n_regions;
-    struct batch batch;
+    struct lane lanes[PAGES_MAX_STREAMS];
+    unsigned n_lanes; /* written under `lock` */
+    uint8_t token[PAGES_TOKEN_BYTES];
+    atomic_bool lane_failed; /* the others need not go on */
+    unsigned working;        /* lanes' threads that are not done; guarded by `lock` */
+    pthread_cond_t lane_done;
     bool logging;
     bool stopped;   /* no limit to the rate any more */
     uint64_t begun_ns, stopping_ns;
-    uint64_t zero_pages; /* as in status, which follows it */
-    uint64_t budget_from_ns, budget_bytes; /* for the limit to the rate */
     char *reason;   /* owns */
     pthread_mutex_t lock;
+    uint64_t budget_from_ns, budget_bytes; /* for the limit to the rate */
     struct source_status status;
     bool given_away, cancelled;
 };
@@ -77,5 +94,22 @@ int64_t source_collect(struct source *s);
 /* Sends what is to be sent. The log is cleared first, and only then a page is read: also to see that
  * it was never touched. */
 int source_send_todo(struct source *s);
+
+/* ---- source_lanes.c ---- */
+
+/* The first lane, and what is to be known of all of them before the hello. -ENOMEM. */
+int source_make_lanes(struct source *s);
+/* Says in the hello how pages will come, unless that is the plain way. */
+int source_announce_lanes(struct source *s);
+/* The further connections. */
+int source_open_lanes(struct source *s);
+/* Runs `work` for each lane at a time, the first one's on this thread; the first error. */
+int source_run_lanes(struct source *s, int (*work)(struct lane *lane));
+/* Says on the further connections that no more pages come. */
+int source_end_lanes(struct source *s);
+void source_cancel_lanes_locked(struct source *s);
+void source_destroy_lanes(struct source *s);
+/* Waits until due_ns, in sight of the destination. */
+int source_wait_until(struct lane *lane, uint64_t due_ns);
 
 #endif

@@ -6,11 +6,13 @@
  * logged: no write is ever missed. Pages that the memfd has no room for are not even read. Does not
  * decide when memory was gone through often enough (source_rounds.c).
  *
- * Threads: that of the step (source.h). `lock` guards `status`; a leaf.
+ * Threads: one for each lane, with chunks of its own; so no word of the bits is two threads'. `lock`
+ * guards `status` and the budget; a leaf.
  * Text: the kernel's Documentation/virt/kvm/api.rst §4.117 KVM_CLEAR_DIRTY_LOG.
  */
 #include <endian.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -86,64 +88,92 @@ int64_t source_collect(struct source *s)
 
 /* ---- pages ---- */
 
-static void count(struct source *s, uint64_t bytes, uint64_t pages)
+static void count(struct lane *lane, uint64_t bytes, uint64_t pages)
 {
-    pthread_mutex_lock(&s->lock);
-    s->status.sent_bytes += bytes;
-    s->status.pages += pages;
-    s->status.zero_pages = s->zero_pages;
-    s->status.remaining_bytes -= pages * PAGES_SIZE < s->status.remaining_bytes
-                                     ? pages * PAGES_SIZE
-                                     : s->status.remaining_bytes;
-    pthread_mutex_unlock(&s->lock);
+    struct source_status *status = &lane->source->status;
+
+    pthread_mutex_lock(&lane->source->lock);
+    status->sent_bytes += bytes;
+    status->pages += pages;
+    status->zero_pages += lane->zero_pages;
+    status->remaining_bytes -= pages * PAGES_SIZE < status->remaining_bytes ? pages * PAGES_SIZE
+                                                                            : status->remaining_bytes;
+    pthread_mutex_unlock(&lane->source->lock);
+    lane->zero_pages = 0;
 }
 
-/* Keeps to the limit, over the time since it was last kept to. */
-static int keep_limit(struct source *s, uint64_t bytes)
+/* When the next bytes may go: the limit is kept to over the time since it was last reached, by all
+ * lanes together. */
+static uint64_t when_due(struct source *s, uint64_t bytes)
 {
-    uint64_t now, due;
+    uint64_t now = loop_now_ns(), due;
 
-    if (s->config.bandwidth == 0 || s->stopped)
-        return 0;
+    pthread_mutex_lock(&s->lock);
     s->budget_bytes += bytes;
-    now = loop_now_ns();
     due = s->budget_from_ns + (uint64_t)((double)s->budget_bytes * SOURCE_NS_PER_S /
                                          (double)s->config.bandwidth);
-    if (due > now)
-        return link_wait(s->link, due - now);
-    if (now - due > SOURCE_NS_PER_S / 10) { /* what was not used is not saved up */
+    if (due < now && now - due > SOURCE_NS_PER_S / 10) { /* what was not used is not saved up */
         s->budget_from_ns = now;
         s->budget_bytes = 0;
     }
-    return 0;
+    pthread_mutex_unlock(&s->lock);
+    return due;
 }
 
-static int send_batch(struct source *s)
+static int keep_limit(struct lane *lane, uint64_t bytes)
 {
-    struct batch *b = &s->batch;
+    struct source *s = lane->source;
+
+    if (s->config.bandwidth == 0 || s->stopped)
+        return 0;
+    return source_wait_until(lane, when_due(s, bytes));
+}
+
+/* The bytes that are sent: compressed, where that makes them fewer. */
+static struct iovec pack(struct lane *lane, enum stream_kind *kind)
+{
+    struct batch *b = &lane->batch;
     uint64_t data = (uint64_t)b->n_pages * PAGES_SIZE;
+    size_t packed = 0;
+
+    if (lane->compressor && data > 0)
+        packed = compressor_pack(lane->compressor, b->bytes, data, b->packed, data - 1);
+    *kind = packed ? STREAM_PACKED : STREAM_PAGES;
+    b->head.method = htole32(packed ? lane->source->config.compress : COMPRESS_NONE);
+    return packed ? (struct iovec){b->packed, packed} : (struct iovec){b->bytes, data};
+}
+
+static int send_batch(struct lane *lane)
+{
+    struct batch *b = &lane->batch;
     uint64_t table = sizeof(b->head) + b->n_runs * sizeof(b->runs[0]);
-    struct iovec pieces[2] = {{&b->head, table}, {b->bytes, data}};
+    struct iovec pieces[2] = {{&b->head, table}};
+    enum stream_kind kind;
+    uint64_t bytes;
     uint32_t crc;
     int err;
 
     if (b->n_runs == 0)
         return 0;
     b->head.n_runs = htole32(b->n_runs);
-    crc = stream_crc(stream_crc(0, &b->head, table), b->bytes, data);
-    err = link_send_pieces(s->link, STREAM_PAGES, pieces, crc);
+    pieces[1] = pack(lane, &kind);
+    crc = stream_crc(stream_crc(0, &b->head, table), pieces[1].iov_base, pieces[1].iov_len);
+    bytes = STREAM_HEAD_BYTES + table + pieces[1].iov_len;
+    err = link_send_pieces(lane->link, kind, pieces, crc);
     if (err)
-        return source_lost(s, err);
-    count(s, STREAM_HEAD_BYTES + table + data, b->n_pages);
+        return lane->index > 0 ? err : source_lost(lane->source, err);
+    count(lane, bytes, b->n_pages);
     b->n_runs = b->n_pages = 0;
-    err = keep_limit(s, STREAM_HEAD_BYTES + table + data);
-    return err ? err : source_look_for_abort(s);
+    if (atomic_load_explicit(&lane->source->lane_failed, memory_order_relaxed))
+        return -ECONNABORTED;
+    err = keep_limit(lane, bytes);
+    return err || lane->index > 0 ? err : source_look_for_abort(lane->source);
 }
 
 /* Adds a page to the last run, or begins one. */
-static int add_to_run(struct source *s, gpa_t gpa, uint32_t flags)
+static int add_to_run(struct lane *lane, gpa_t gpa, uint32_t flags)
 {
-    struct batch *b = &s->batch;
+    struct batch *b = &lane->batch;
     struct wire_run *last = b->n_runs > 0 ? &b->runs[b->n_runs - 1] : NULL;
     int err;
 
@@ -159,7 +189,7 @@ static int add_to_run(struct source *s, gpa_t gpa, uint32_t flags)
         b->n_pages -= has_bytes;
         const uint8_t *page = b->bytes + (uint64_t)b->n_pages * PAGES_SIZE;
 
-        err = send_batch(s);
+        err = send_batch(lane);
         if (err)
             return err;
         if (has_bytes) {
@@ -182,20 +212,21 @@ static bool test_bit(const uint64_t *bits, uint64_t at)
 }
 
 /* A page that reads as zero is told of only when the destination has another there. */
-static int skip_page(struct source *s, struct region_bits *bits, gpa_t gpa, uint64_t page)
+static int skip_page(struct lane *lane, struct region_bits *bits, gpa_t gpa, uint64_t page)
 {
-    s->zero_pages++;
+    lane->zero_pages++;
     if (!test_bit(bits->there, page))
         return 0;
     bits->there[page / SOURCE_WORD_BITS] &= ~(1ull << page % SOURCE_WORD_BITS);
-    return add_to_run(s, gpa, PAGES_ZERO);
+    return add_to_run(lane, gpa, PAGES_ZERO);
 }
 
-static int send_page(struct source *s, unsigned region, uint64_t page)
+static int send_page(struct lane *lane, unsigned region, uint64_t page)
 {
+    struct source *s = lane->source;
     const struct memory_region *regions;
     struct region_bits *bits = &s->regions[region];
-    struct batch *b = &s->batch;
+    struct batch *b = &lane->batch;
     uint8_t *copy;
     gpa_t gpa;
     int err;
@@ -205,29 +236,29 @@ static int send_page(struct source *s, unsigned region, uint64_t page)
     copy = b->bytes + (uint64_t)b->n_pages * PAGES_SIZE;
     memcpy(copy, regions[region].host + page * PAGES_SIZE, PAGES_SIZE);
     if (is_zero(copy))
-        return skip_page(s, bits, gpa, page);
+        return skip_page(lane, bits, gpa, page);
     bits->there[page / SOURCE_WORD_BITS] |= 1ull << page % SOURCE_WORD_BITS;
     b->n_pages++;
-    err = add_to_run(s, gpa, 0);
-    return !err && b->n_pages == PAGES_BATCH ? send_batch(s) : err;
+    err = add_to_run(lane, gpa, 0);
+    return !err && b->n_pages == PAGES_BATCH ? send_batch(lane) : err;
 }
 
 /*
  * Whether the memfd has no such page: then *until is the first that it may have, at most `last`. Of
  * what is a hole nothing is remembered, for it may be filled at any time; of what is there, that.
  */
-static bool in_hole(struct source *s, unsigned region, uint64_t page, uint64_t last,
+static bool in_hole(struct lane *lane, unsigned region, uint64_t page, uint64_t last,
                     uint64_t *until)
 {
+    const struct guest_memory *mem = lane->source->mem;
     const struct memory_region *regions;
-    struct region_bits *bits = &s->regions[region];
     off_t base, data, hole;
 
-    if (page < bits->data_until)
+    if (page < lane->data_until[region])
         return false;
-    (void)memory_regions(s->mem, &regions);
+    (void)memory_regions(mem, &regions);
     base = (off_t)regions[region].file_offset;
-    data = lseek(memory_fd(s->mem), base + (off_t)(page * PAGES_SIZE), SEEK_DATA);
+    data = lseek(memory_fd(mem), base + (off_t)(page * PAGES_SIZE), SEEK_DATA);
     if (data < 0 && errno != ENXIO)
         return false; /* a file without holes */
     *until = data < 0 ? last : (uint64_t)(data - base) / PAGES_SIZE;
@@ -235,13 +266,14 @@ static bool in_hole(struct source *s, unsigned region, uint64_t page, uint64_t l
         *until = last;
     if (*until > page)
         return true;
-    hole = lseek(memory_fd(s->mem), data, SEEK_HOLE);
-    bits->data_until = hole < 0 ? page + 1 : (uint64_t)(hole - base) / PAGES_SIZE;
+    hole = lseek(memory_fd(mem), data, SEEK_HOLE);
+    lane->data_until[region] = hole < 0 ? page + 1 : (uint64_t)(hole - base) / PAGES_SIZE;
     return false;
 }
 
-static int send_chunk(struct source *s, unsigned region, uint64_t first, uint64_t last)
+static int send_chunk(struct lane *lane, unsigned region, uint64_t first, uint64_t last)
 {
+    struct source *s = lane->source;
     struct region_bits *bits = &s->regions[region];
     const struct memory_region *regions;
     uint64_t hole_until = first;
@@ -255,10 +287,10 @@ static int send_chunk(struct source *s, unsigned region, uint64_t first, uint64_
         }
         if (!test_bit(bits->todo, page))
             continue;
-        if (page < hole_until || in_hole(s, region, page, last, &hole_until))
-            err = skip_page(s, bits, regions[region].base + page * PAGES_SIZE, page);
+        if (page < hole_until || in_hole(lane, region, page, last, &hole_until))
+            err = skip_page(lane, bits, regions[region].base + page * PAGES_SIZE, page);
         else
-            err = send_page(s, region, page);
+            err = send_page(lane, region, page);
     }
     return err;
 }
@@ -271,26 +303,49 @@ static bool any_bit(const uint64_t *words, uint64_t n)
     return false;
 }
 
-int source_send_todo(struct source *s)
+static int do_chunk(struct lane *lane, unsigned region, uint64_t first)
 {
+    struct source *s = lane->source;
+    struct region_bits *bits = &s->regions[region];
+    uint64_t n = bits->pages - first < CHUNK ? bits->pages - first : CHUNK;
+    uint64_t *words = bits->todo + first / SOURCE_WORD_BITS;
+    uint64_t n_words = (n + SOURCE_WORD_BITS - 1) / SOURCE_WORD_BITS;
+    int err = 0;
+
+    if (!any_bit(words, n_words))
+        return 0;
+    if (!s->stopped)
+        err = s->ops->log_clear(s->opaque, region, first, n, words);
+    if (!err)
+        err = send_chunk(lane, region, first, first + n);
+    memset(words, 0, n_words * sizeof(*words));
+    return err;
+}
+
+/*
+ * The chunks that are the lane's: they are dealt out by their number, always in the same way, so that
+ * a page that is sent again goes by the same connection and arrives after what it was before.
+ */
+static int send_share(struct lane *lane)
+{
+    struct source *s = lane->source;
+    uint64_t number = 0;
     int err = 0;
 
     for (unsigned r = 0; !err && r < s->n_regions; r++) {
-        struct region_bits *bits = &s->regions[r];
-
-        bits->data_until = 0;
-        for (uint64_t first = 0; !err && first < bits->pages; first += CHUNK) {
-            uint64_t n = bits->pages - first < CHUNK ? bits->pages - first : CHUNK;
-            const uint64_t *words = bits->todo + first / SOURCE_WORD_BITS;
-
-            if (!any_bit(words, (n + SOURCE_WORD_BITS - 1) / SOURCE_WORD_BITS))
-                continue;
-            if (!s->stopped)
-                err = s->ops->log_clear(s->opaque, r, first, n, words);
-            if (!err)
-                err = send_chunk(s, r, first, first + n);
-        }
-        memset(bits->todo, 0, bits->words * sizeof(uint64_t));
+        lane->data_until[r] = 0;
+        for (uint64_t first = 0; !err && first < s->regions[r].pages; first += CHUNK)
+            if (number++ % s->n_lanes == lane->index)
+                err = do_chunk(lane, r, first);
     }
-    return err ? err : send_batch(s);
+    if (!err)
+        err = send_batch(lane);
+    if (!err)
+        count(lane, 0, 0); /* pages that were zero to the end */
+    return err;
+}
+
+int source_send_todo(struct source *s)
+{
+    return source_run_lanes(s, send_share);
 }

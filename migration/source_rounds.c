@@ -51,7 +51,6 @@ static void measure(struct source *s, uint64_t begun_ns, uint64_t bytes, uint64_
         s->status.rate = (uint64_t)((double)bytes * SOURCE_NS_PER_S / (double)ns);
     s->status.dirty_rate = (uint64_t)((double)pages * PAGES_SIZE * SOURCE_NS_PER_S / (double)ns);
     s->status.remaining_bytes = pages * PAGES_SIZE;
-    s->status.zero_pages = s->zero_pages;
     if (s->status.rate == 0)
         s->status.rate = 1;
     s->status.estimate_ns = FIXED_NS + (uint64_t)((double)pages * PAGES_SIZE * SOURCE_NS_PER_S /
@@ -80,7 +79,7 @@ static void slow_down(struct source *s, uint64_t before, uint64_t after)
 /* One round; the pages that are left after it, or an error. */
 static int64_t run_round(struct source *s)
 {
-    uint64_t begun = loop_now_ns(), sent = s->status.sent_bytes;
+    uint64_t begun = loop_now_ns(), sent = s->status.pages;
     int64_t left;
     int err = source_send_todo(s);
 
@@ -92,7 +91,7 @@ static int64_t run_round(struct source *s)
     pthread_mutex_lock(&s->lock);
     s->status.rounds++;
     pthread_mutex_unlock(&s->lock);
-    measure(s, begun, s->status.sent_bytes - sent, (uint64_t)left);
+    measure(s, begun, (s->status.pages - sent) * PAGES_SIZE, (uint64_t)left);
     return left;
 }
 

@@ -37,6 +37,9 @@ enum stream_kind {
     STREAM_RUNNING = 24,   /* it runs: JSON */
     STREAM_ABORT = 25,     /* whoever sends it gives up: the reason as text */
     STREAM_ADDRESSES = 26, /* that a NIC was seen to use; the id is the NIC's */
+    STREAM_TRANSFER = 32,  /* how pages will come: over how many connections, compressed how */
+    STREAM_JOIN = 33,      /* a further connection belongs to this migration */
+    STREAM_PACKED = 34,    /* pages of memory, compressed */
 };
 
 /* A reader that does not know the kind may pass over the section. */

@@ -30,6 +30,8 @@ int target_create(struct target **out, struct link *link)
         return -ENOMEM;
     }
     t->link = link;
+    t->door_fd = -1;
+    pthread_mutex_init(&t->lock, NULL);
     *out = t;
     return 0;
 }
@@ -38,12 +40,25 @@ void target_destroy(struct target *t)
 {
     if (!t)
         return;
+    target_destroy_lanes(t);
     link_destroy(t->link);
+    pthread_mutex_destroy(&t->lock);
     free(t);
+}
+
+void target_set_door(struct target *t, int listen_fd, const char *from)
+{
+    t->door_fd = listen_fd;
+    t->from = from;
 }
 
 void target_cancel(struct target *t)
 {
+    pthread_mutex_lock(&t->lock);
+    t->cancelled = true;
+    for (unsigned i = 0; i < t->n_lanes; i++)
+        link_cancel(t->lanes[i].link);
+    pthread_mutex_unlock(&t->lock);
     link_cancel(t->link);
 }
 
@@ -136,8 +151,12 @@ static int take_hello(struct target *t, struct intake *in, const struct stream_s
             return target_damaged(t, "memory came twice");
         *memory_fd = link_take_fd(t->link);
         return *memory_fd < 0 ? target_damaged(t, "the guest's memory did not come along") : 0;
+    case STREAM_TRANSFER:
+        return target_take_transfer(t, section, crc);
     case STREAM_ABORT:
         return heard_abort(t, section, crc);
+    case STREAM_JOIN:
+    case STREAM_PACKED:
     case STREAM_DEVICE:
     case STREAM_VM:
     case STREAM_VCPU:
@@ -182,6 +201,7 @@ int target_report(struct target *t, const char *json)
 {
     int err = link_send_header(t->link);
 
+    t->header_sent = true;
     return err ? err : link_send(t->link, STREAM_REPORT, "", json, strlen(json));
 }
 
@@ -203,12 +223,12 @@ static int take_stopped(struct target *t, const struct stream_section *section, 
     return 0;
 }
 
-static int take_state(struct target *t, struct guest_memory *mem, struct intake *in,
-                      const struct stream_section *section, uint32_t crc)
+static int take_state(struct target *t, struct intake *in, const struct stream_section *section, uint32_t crc)
 {
     switch ((enum stream_kind)section->kind) {
     case STREAM_PAGES:
-        return target_take_pages(t, mem, section, crc);
+    case STREAM_PACKED:
+        return target_take_pages(&t->lanes[0], section, crc);
     case STREAM_STOPPED:
         return take_stopped(t, section, crc);
     case STREAM_DEVICE:
@@ -222,6 +242,8 @@ static int take_state(struct target *t, struct guest_memory *mem, struct intake 
     case STREAM_MEMORY:
     case STREAM_SUMS:
     case STREAM_END:
+    case STREAM_TRANSFER:
+    case STREAM_JOIN:
     case STREAM_HELLO:
     case STREAM_PROCESSOR:
     case STREAM_MEMFD:
@@ -234,7 +256,7 @@ static int take_state(struct target *t, struct guest_memory *mem, struct intake 
     return pass_over(t, section, crc);
 }
 
-int target_receive(struct target *t, struct guest_memory *mem, struct snapshot *state)
+static int read_rest(struct target *t, struct snapshot *state)
 {
     struct intake in = {.snapshot = state};
     int err = 0;
@@ -247,9 +269,18 @@ int target_receive(struct target *t, struct guest_memory *mem, struct snapshot *
         if (!err && section.kind == STREAM_END && section.length == 0)
             return atomic_load(&t->stopped_ns) ? 0 : target_damaged(t, "the guest was not stopped");
         if (!err)
-            err = take_state(t, mem, &in, &section, crc);
+            err = take_state(t, &in, &section, crc);
     }
     return err;
+}
+
+int target_receive(struct target *t, struct guest_memory *mem, struct snapshot *state)
+{
+    int err = target_begin_lanes(t, mem);
+
+    if (!err)
+        err = read_rest(t, state);
+    return target_end_lanes(t, err);
 }
 
 /* ---- the hand-over ---- */
@@ -281,5 +312,8 @@ int target_running(struct target *t, const char *json)
 
 void target_refuse(struct target *t, const char *why)
 {
+    if (!t->header_sent && link_send_header(t->link) < 0)
+        return;
+    t->header_sent = true;
     link_abort(t->link, why);
 }

@@ -25,9 +25,13 @@ struct target;
 /* link is taken over, also on error. -ENOMEM. */
 int target_create(struct target **out, struct link *link);
 void target_destroy(struct target *target);
+/* Where the source's further connections come, and from whom, as with link_accept(); both borrowed
+ * until target_receive() ended. Without it there can be none. */
+void target_set_door(struct target *target, int listen_fd, const char *from);
 void target_cancel(struct target *target);
 
-/* Reads what the guest is. hello is filled; *memory_fd is its memory itself, owned by the caller, or
+/* -EOPNOTSUPP: the guest is to come in a way that this ferry does not know.
+ * Reads what the guest is. hello is filled; *memory_fd is its memory itself, owned by the caller, or
  * -1: pages will come. Errors of stream.h and -ECONNRESET, -ETIMEDOUT; logged. */
 int target_hello(struct target *target, struct snapshot *hello, int *memory_fd);
 

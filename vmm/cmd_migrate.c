@@ -23,14 +23,19 @@
 #define PROGRESS_NS 200000000L
 #define NS_PER_MS 1000000ull
 
+#define MAX_STREAMS 16
+
 enum policy { POLICY_STOP, POLICY_GIVE_UP };
+enum compression { COMPRESSION_NONE, COMPRESSION_ZSTD, COMPRESSION_LZ4 };
 
 struct migrate_options {
     char *name;
     char *address;
     uint64_t downtime_ms, timeout_ms;
     uint64_t bandwidth;
+    unsigned streams;
     enum policy policy;
+    enum compression compression;
     bool no_auto_converge, copy, check, cancel, status, json;
 };
 
@@ -63,6 +68,9 @@ static int parse_duration(const struct option_key *key, const char *text, void *
 static const struct option_choice policies[] = {
     {"stop", POLICY_STOP}, {"give-up", POLICY_GIVE_UP}, {0}};
 
+static const struct option_choice methods[] = {
+    {"zstd", COMPRESSION_ZSTD}, {"lz4", COMPRESSION_LZ4}, {"none", COMPRESSION_NONE}, {0}};
+
 static const struct cmd_operand operands[] = {
     {"NAME",
      {.name = "name", .parse = option_parse_string, .offset = AT(name), .required = true,
@@ -85,6 +93,12 @@ static const struct cmd_option options[] = {
       .choices = policies}, NULL},
     {0, "SIZE", "no limit", "bytes a second, as in 100M",
      {.name = "bandwidth", .parse = option_parse_size, .offset = AT(bandwidth), .min = 65536}, NULL},
+    {0, "N", "1", "connections at a time, up to 16",
+     {.name = "streams", .parse = option_parse_number, .offset = AT(streams), .min = 1,
+      .max = MAX_STREAMS}, NULL},
+    {0, "METHOD", "none", "compress memory: zstd or lz4",
+     {.name = "compress", .parse = option_parse_choice, .offset = AT(compression),
+      .choices = methods}, NULL},
     {0, NULL, "off", "do not slow a guest that writes too fast",
      {.name = "no-auto-converge", .parse = option_parse_bool, .offset = AT(no_auto_converge)},
      NULL},
@@ -151,6 +165,11 @@ static void print_mismatches(const json_t *s)
 
 static void print_summary(const json_t *s)
 {
+    char packed[64] = "";
+
+    if (strcmp(text_of(s, "compression"), "none") != 0)
+        snprintf(packed, sizeof(packed), " (%.1f MiB before compression)",
+                 number_of(s, "pages") * 4096 / 1048576);
     printf("migrated in %.3f s: stopped for %.1f ms", number_of(s, "elapsed_ms") / 1000,
            number_of(s, "downtime_ms"));
     if (json_object_get(s, "destination_downtime_ms"))
@@ -158,8 +177,8 @@ static void print_summary(const json_t *s)
     if (json_is_true(json_object_get(s, "memory_handed_over")))
         printf("; memory was handed over\n");
     else
-        printf("; %d rounds, %.1f MiB sent, %.0f pages of which were zero skipped\n",
-               (int)number_of(s, "rounds"), number_of(s, "sent_bytes") / 1048576,
+        printf("; %d rounds, %.1f MiB sent%s, %.0f pages of which were zero skipped\n",
+               (int)number_of(s, "rounds"), number_of(s, "sent_bytes") / 1048576, packed,
                number_of(s, "zero_pages"));
 }
 
@@ -258,6 +277,15 @@ static char *absolute_address(const char *address)
     return text;
 }
 
+static const char *methods_name(enum compression compression)
+{
+    const struct option_choice *method = methods;
+
+    while (method->value != (int)compression)
+        method++;
+    return method->name;
+}
+
 static json_t *make_body(const struct migrate_options *w)
 {
     char *address = absolute_address(w->address);
@@ -267,6 +295,8 @@ static json_t *make_body(const struct migrate_options *w)
                              "give_up", w->policy == POLICY_GIVE_UP, "copy", w->copy, "check",
                              w->check);
 
+    json_object_set_new(body, "streams", json_integer(w->streams));
+    json_object_set_new(body, "compression", json_string(methods_name(w->compression)));
     if (w->no_auto_converge)
         json_object_set_new(body, "throttle_max", json_integer(0));
     free(address);
@@ -332,7 +362,7 @@ static enum exit_status cancel(const struct migrate_options *wanted)
 static enum exit_status migrate(const struct command *command, int argc, char **argv)
 {
     enum exit_status status = STATUS_USAGE;
-    struct migrate_options wanted = {.downtime_ms = 100, .timeout_ms = 60000};
+    struct migrate_options wanted = {.downtime_ms = 100, .timeout_ms = 60000, .streams = 1};
 
     switch (cmd_parse(command, argc, argv, &wanted)) {
     case CMD_HELPED:

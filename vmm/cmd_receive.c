@@ -180,7 +180,11 @@ static bool serve(const struct receive_options *wanted, struct door *door, struc
     machine_config_init(&v.config);
     err = target_create(&v.target, link);
     if (!err)
+        target_set_door(v.target, door->fd, wanted->from);
+    if (!err)
         err = take_in(&v);
+    if (err == -EOPNOTSUPP)
+        target_refuse(v.target, "what it needs is not known here; the log there says what");
     snapshot_fini(&v.hello);
     target_destroy(v.target);
     if (v.memory_fd >= 0)

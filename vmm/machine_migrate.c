@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "devices/virtio/blk.h"
+#include "migration/pages.h"
 #include "migration/source.h"
 #include "vmm/machine_internal.h"
 #include "vmm/machine_receive.h"
@@ -89,12 +90,20 @@ static void throttle(void *opaque, unsigned percent)
     (void)vcpus_throttle(((struct machine *)opaque)->vcpus, percent);
 }
 
+static int connect_further(void *opaque, struct link **out)
+{
+    const struct migration *g = ((struct machine *)opaque)->migration;
+
+    return link_connect(out, &g->address, g->cancel_fd);
+}
+
 const struct source_ops machine_source_ops = {
     .log_start = log_start,
     .log_stop = log_stop,
     .log_get = log_get,
     .log_clear = log_clear,
     .throttle = throttle,
+    .connect = connect_further,
 };
 
 /* ---- the thread ---- */
@@ -206,6 +215,11 @@ static json_t *describe(struct migration *g)
         (json_int_t)s.zero_pages, "remaining_bytes", (json_int_t)s.remaining_bytes, "rate",
         (json_int_t)s.rate, "dirty_rate", (json_int_t)s.dirty_rate, "expected_downtime_ms",
         (double)s.estimate_ns / NS_PER_MS, "memory_handed_over", s.shared);
+    if (json)
+        json_object_set_new(json, "streams", json_integer(g->config.streams));
+    if (json)
+        json_object_set_new(json, "compression",
+                            json_string(compress_name(g->config.compress)));
     if (json && s.phase == SOURCE_COMPLETED)
         json_object_set_new(json, "downtime_ms", json_real((double)s.downtime_ns / NS_PER_MS));
     if (json && s.phase == SOURCE_COMPLETED && s.peer_downtime_ns > 0)
@@ -474,10 +488,29 @@ static uint64_t number_of(const json_t *body, const char *key, uint64_t fallback
                : fallback;
 }
 
+/* How pages go. -EINVAL, with *reply: what is wrong. */
+static int read_transfer(struct source_config *config, const json_t *body, json_t **reply)
+{
+    const char *method = json_string_value(json_object_get(body, "compression"));
+    uint64_t streams = number_of(body, "streams", 1);
+
+    if (streams < 1 || streams > PAGES_MAX_STREAMS) {
+        *reply = json_sprintf("streams: a number from 1 to %u was expected", PAGES_MAX_STREAMS);
+        return -EINVAL;
+    }
+    if (method && compress_find(&config->compress, method) < 0) {
+        *reply = json_string("compression: zstd, lz4 or none was expected");
+        return -EINVAL;
+    }
+    config->streams = (unsigned)streams;
+    return 0;
+}
+
 static int new_migration(struct migration **out, struct machine *m, const char *url,
-                         const json_t *body)
+                         const json_t *body, json_t **reply)
 {
     struct migration *g = calloc(1, sizeof(*g));
+    int err;
 
     if (!g)
         return -ENOMEM;
@@ -495,9 +528,12 @@ static int new_migration(struct migration **out, struct machine *m, const char *
     };
     g->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     g->url = strdup(url);
-    if (g->cancel_fd < 0 || !g->url) {
+    err = read_transfer(&g->config, body, reply);
+    if (!err && (g->cancel_fd < 0 || !g->url))
+        err = -ENOMEM;
+    if (err) {
         destroy(g);
-        return -ENOMEM;
+        return err;
     }
     *out = g;
     return 0;
@@ -530,7 +566,7 @@ static int send_migration(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("the guest may run elsewhere; see 'ferry migrate --status'");
         return -EALREADY;
     }
-    err = new_migration(&g, m, url, body);
+    err = new_migration(&g, m, url, body, reply);
     if (err)
         return err;
     g->address = address;

@@ -246,6 +246,38 @@ int memory_write(struct guest_memory *mem, gpa_t gpa, const void *from, uint64_t
     return 0;
 }
 
+/*
+ * Measured, 1 GiB from a socket into fresh memory: 1.4 s of CPU through the mapping, 0.9 s by pwrite().
+ * Where the host lends huge pages, small ones are what there is then; khugepaged makes huge ones of
+ * them by and by. (Through the mapping they would be huge at once, but 2 MiB are cleared for each
+ * before they are filled, and the whole took three times as long here.) Those of hugetlbfs cannot be
+ * written to, and memory that is there already need not be asked for.
+ */
+static bool writes_by_file(const struct guest_memory *mem)
+{
+    return mem->page == PAGE_SIZE && !mem->prealloc;
+}
+
+int memory_write_pages(struct guest_memory *mem, gpa_t gpa, const void *from, uint64_t length)
+{
+    uint64_t offset, done = 0;
+    int i = find_region(mem, gpa, length, &offset);
+
+    if (i < 0)
+        return -EFAULT;
+    while (done < length && writes_by_file(mem)) {
+        ssize_t n = pwrite(mem->file.fd, (const uint8_t *)from + done, length - done,
+                           (off_t)(mem->regions[i].file_offset + offset + done));
+
+        if (n <= 0)
+            break; /* the mapping does it, or tells by its fault what is the matter */
+        done += (uint64_t)n;
+    }
+    memcpy(mem->regions[i].host + offset + done, (const uint8_t *)from + done, length - done);
+    memory_mark_dirty(mem, gpa, length);
+    return 0;
+}
+
 int memory_fill(struct guest_memory *mem, gpa_t gpa, uint8_t byte, uint64_t length)
 {
     void *to = memory_at(mem, gpa, length);

@@ -69,6 +69,11 @@ int memory_read(const struct guest_memory *mem, gpa_t gpa, void *to, uint64_t le
 int memory_write(struct guest_memory *mem, gpa_t gpa, const void *from, uint64_t length);
 int memory_fill(struct guest_memory *mem, gpa_t gpa, uint8_t byte, uint64_t length);
 /*
+ * memory_write() for whole pages that were most likely never touched: by pwrite(2) to the memfd, where
+ * that is cheaper than a fault that clears each page before it is written.
+ */
+int memory_write_pages(struct guest_memory *mem, gpa_t gpa, const void *from, uint64_t length);
+/*
  * Makes a range read as zero, as memory_fill() does, but gives whole pages back to the host instead
  * of writing them, where there are many: a kernel's cleared data cost nothing until it uses them.
  */
