@@ -135,6 +135,14 @@ void chardev_deliver_break(struct chardev *chardev)
         chardev->front->send_break(chardev->front);
 }
 
+int chardev_break(struct chardev *chardev)
+{
+    if (!chardev->front || !chardev->front->send_break)
+        return -ENOTTY;
+    chardev->front->send_break(chardev->front);
+    return 0;
+}
+
 void chardev_deliver_resize(struct chardev *chardev)
 {
     if (chardev->front && chardev->front->resized)

@@ -104,6 +104,10 @@ int chardev_socket_create(struct chardev **out, struct loop *loop, pthread_mutex
  * back end that chardev_socket_create() made, drained. Loop's thread, lock not held. */
 size_t chardev_socket_last(struct chardev *chardev, uint8_t bytes[CHARDEV_RING_BYTES]);
 
+/* What Ctrl-a b does, for who types elsewhere. -ENOTTY: whatever is connected knows no break. Loop's
+ * thread, with the device lock. */
+int chardev_break(struct chardev *chardev);
+
 /* For tests: nothing happens by itself, so that a test can be as slow a back end as it likes. */
 int chardev_memory_create(struct chardev **out);
 /* Takes up to n bytes of output away, returns how many. Calls `writable` when it is due. */

@@ -437,3 +437,8 @@ struct net_port *adapter_port(struct adapter *adapter)
 {
     return tap_port(adapter->tap);
 }
+
+const struct tap *adapter_tap(const struct adapter *adapter)
+{
+    return adapter->tap;
+}

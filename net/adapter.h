@@ -52,6 +52,7 @@ int adapter_create(struct adapter **out, struct loop *loop, const struct adapter
 void adapter_destroy(struct adapter *adapter);
 
 struct net_port *adapter_port(struct adapter *adapter);
+const struct tap *adapter_tap(const struct adapter *adapter);
 /* What its DHCP server has bound; NULL: it has none. */
 const struct dhcp_leases *adapter_leases(const struct adapter *adapter);
 

@@ -270,3 +270,8 @@ struct net_port *bridged_port(struct bridged *bridged)
 {
     return tap_port(bridged->tap);
 }
+
+const struct tap *bridged_tap(const struct bridged *bridged)
+{
+    return bridged->tap;
+}

@@ -32,5 +32,6 @@ int bridged_create(struct bridged **out, struct loop *loop, const struct bridged
 void bridged_destroy(struct bridged *bridged);
 
 struct net_port *bridged_port(struct bridged *bridged);
+const struct tap *bridged_tap(const struct bridged *bridged);
 
 #endif

@@ -225,3 +225,8 @@ struct net_port *passt_port(struct passt *passt)
 {
     return stream_port(passt->stream);
 }
+
+const struct stream_port *passt_stream(const struct passt *passt)
+{
+    return passt->stream;
+}

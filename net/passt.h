@@ -32,6 +32,7 @@ int passt_create(struct passt **out, struct loop *loop, const struct passt_confi
 /* Ends it. Not from a callback of the loop. NULL is fine. */
 void passt_destroy(struct passt *passt);
 
+const struct stream_port *passt_stream(const struct passt *passt);
 struct net_port *passt_port(struct passt *passt);
 
 #endif

@@ -17,10 +17,17 @@
 #include "net/tap.h"
 #include "vmm/util/log.h"
 
+struct drop {
+    const char *reason;
+    uint64_t frames;
+};
+#define MAX_DROPS 4u
+
 struct uplink {
     void *instance; /* owns; of the kind's own type */
     struct net_port *port;
     void (*destroy)(void *instance);
+    unsigned (*drops)(const void *instance, struct drop drops[MAX_DROPS]);
 };
 
 /* What is handed to each kind. */
@@ -30,6 +37,81 @@ struct request {
     const struct uplink_config *config;
     const uint8_t *mac; /* or NULL */
 };
+
+/* ---- what did not get through ---- */
+
+static unsigned slirp_drops(const void *instance, struct drop drops[MAX_DROPS])
+{
+    struct nat_counters c;
+
+    nat_get_counters(instance, &c);
+    drops[0] = (struct drop){"ignored", c.ignored};
+    drops[1] = (struct drop){"malformed", c.malformed};
+    drops[2] = (struct drop){"refused", c.refused};
+    return 3;
+}
+
+static unsigned of_tap(const struct tap *tap, struct drop drops[MAX_DROPS])
+{
+    struct tap_counters c;
+
+    tap_get_counters(tap, &c);
+    drops[0] = (struct drop){"full", c.full};
+    drops[1] = (struct drop){"refused", c.refused};
+    drops[2] = (struct drop){"malformed", c.malformed};
+    return 3;
+}
+
+static unsigned tap_drops(const void *instance, struct drop drops[MAX_DROPS])
+{
+    return of_tap(instance, drops);
+}
+
+static unsigned adapter_drops(const void *instance, struct drop drops[MAX_DROPS])
+{
+    return of_tap(adapter_tap(instance), drops);
+}
+
+static unsigned bridged_drops(const void *instance, struct drop drops[MAX_DROPS])
+{
+    return of_tap(bridged_tap(instance), drops);
+}
+
+static unsigned of_stream(const struct stream_port *stream, struct drop drops[MAX_DROPS])
+{
+    struct stream_counters c;
+
+    stream_port_get_counters(stream, &c);
+    drops[0] = (struct drop){"unconnected", c.unconnected};
+    drops[1] = (struct drop){"malformed", c.malformed};
+    return 2;
+}
+
+static unsigned stream_drops(const void *instance, struct drop drops[MAX_DROPS])
+{
+    return of_stream(instance, drops);
+}
+
+static unsigned passt_drops(const void *instance, struct drop drops[MAX_DROPS])
+{
+    return of_stream(passt_stream(instance), drops);
+}
+
+void uplink_each_drop(const struct uplink *uplink,
+                      void (*tell)(void *arg, const char *reason, uint64_t frames), void *arg)
+{
+    struct drop drops[MAX_DROPS];
+    unsigned n = uplink->drops(uplink->instance, drops);
+
+    /* Frames from the world outside that whoever is plugged in had no room for. */
+    drops[n++] = (struct drop){"no-room", uplink->port->sent.dropped};
+    for (unsigned i = 0; i < n; i++) {
+        if (drops[i].frames > 0)
+            tell(arg, drops[i].reason, drops[i].frames);
+    }
+}
+
+/* ---- the kinds ---- */
 
 static void destroy_slirp(void *instance)
 {
@@ -58,7 +140,7 @@ static int create_slirp(struct uplink *uplink, const struct request *r)
     config.n_forwards = r->config->n_forwards;
     err = nat_create(&nat, r->loop, &config);
     if (!err)
-        *uplink = (struct uplink){nat, nat_port(nat), destroy_slirp};
+        *uplink = (struct uplink){nat, nat_port(nat), destroy_slirp, slirp_drops};
     return err;
 }
 
@@ -96,7 +178,7 @@ static int create_adapter(struct uplink *uplink, const struct request *r)
     int err = adapter_create(&adapter, r->loop, &config);
 
     if (!err)
-        *uplink = (struct uplink){adapter, adapter_port(adapter), destroy_adapter};
+        *uplink = (struct uplink){adapter, adapter_port(adapter), destroy_adapter, adapter_drops};
     return err;
 }
 
@@ -119,7 +201,7 @@ static int create_tap(struct uplink *uplink, const struct request *r)
         tap_device_close(&device);
         return err;
     }
-    *uplink = (struct uplink){tap, tap_port(tap), destroy_tap};
+    *uplink = (struct uplink){tap, tap_port(tap), destroy_tap, tap_drops};
     return 0;
 }
 
@@ -142,7 +224,7 @@ static int create_bridged(struct uplink *uplink, const struct request *r)
     int err = bridged_create(&bridged, r->loop, &config);
 
     if (!err)
-        *uplink = (struct uplink){bridged, bridged_port(bridged), destroy_bridged};
+        *uplink = (struct uplink){bridged, bridged_port(bridged), destroy_bridged, bridged_drops};
     return err;
 }
 
@@ -165,7 +247,7 @@ static int create_stream(struct uplink *uplink, const struct request *r)
     int err = stream_port_create(&stream, r->loop, &config);
 
     if (!err)
-        *uplink = (struct uplink){stream, stream_port(stream), destroy_stream};
+        *uplink = (struct uplink){stream, stream_port(stream), destroy_stream, stream_drops};
     return err;
 }
 
@@ -190,7 +272,7 @@ static int create_passt(struct uplink *uplink, const struct request *r)
     int err = passt_create(&passt, r->loop, &config);
 
     if (!err)
-        *uplink = (struct uplink){passt, passt_port(passt), destroy_passt};
+        *uplink = (struct uplink){passt, passt_port(passt), destroy_passt, passt_drops};
     return err;
 }
 

@@ -95,6 +95,10 @@ void uplink_destroy(struct uplink *uplink);
 
 /* What Ferry's own DHCP server on the uplink has bound to whom; NULL: there is no such server. */
 const struct dhcp_leases *uplink_leases(const struct uplink *uplink);
+/* Calls tell() for each reason for which frames did not get through, with how many those were, more
+ * than none: "full" and so on, as the manual page of `ferry net` explains them. */
+void uplink_each_drop(const struct uplink *uplink,
+                      void (*tell)(void *arg, const char *reason, uint64_t frames), void *arg);
 /* The end that a NIC or a switch is plugged into. Owned by the uplink. */
 struct net_port *uplink_port(struct uplink *uplink);
 

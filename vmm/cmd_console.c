@@ -152,6 +152,41 @@ static int write_all(int fd, const uint8_t *bytes, size_t n)
     return 0;
 }
 
+/* The console's socket carries bytes only: a break goes by the control socket. */
+static void send_break(const char *guest)
+{
+    const struct client_request request = {
+        .name = guest, .method = "PUT", .path = "/api/v1/vm.send-break"};
+
+    (void)client_ask(&request, NULL); /* it logs what went wrong */
+}
+
+static const char help[] = "\r\n"
+                           "Ctrl-a x       leave; the guest runs on\r\n"
+                           "Ctrl-a b       send a break\r\n"
+                           "Ctrl-a h       this help\r\n"
+                           "Ctrl-a Ctrl-a  send one Ctrl-a\r\n";
+
+/* Of the key after a Ctrl-a: true when it was a command. */
+static bool command(const char *guest, uint8_t key, enum verdict *verdict)
+{
+    switch (key) {
+    case 'x':
+    case 'd':
+        *verdict = DETACHED;
+        return true;
+    case 'b':
+        send_break(guest);
+        return true;
+    case 'h':
+    case '?':
+        if (write_all(STDOUT_FILENO, (const uint8_t *)help, sizeof(help) - 1) < 0)
+            *verdict = BROKEN;
+        return true;
+    }
+    return false;
+}
+
 static enum verdict show(int socket_fd)
 {
     uint8_t bytes[CHUNK];
@@ -164,11 +199,12 @@ static enum verdict show(int socket_fd)
     return write_all(STDOUT_FILENO, bytes, (size_t)n) < 0 ? BROKEN : GO_ON;
 }
 
-/* Of a terminal: Ctrl-a x leaves, Ctrl-a Ctrl-a is one Ctrl-a, anything else stays as typed. */
-static enum verdict type(int socket_fd, bool terminal, bool *escape)
+/* At a terminal, Ctrl-a begins a command, or stays as typed; guest: its name, NULL at no terminal. */
+static enum verdict type(int socket_fd, const char *guest, bool *escape)
 {
     uint8_t bytes[CHUNK], to[2 * CHUNK];
     ssize_t n = read(STDIN_FILENO, bytes, sizeof(bytes));
+    enum verdict verdict = GO_ON;
     size_t length = 0;
 
     if (n < 0)
@@ -178,19 +214,17 @@ static enum verdict type(int socket_fd, bool terminal, bool *escape)
     for (ssize_t i = 0; i < n; i++) {
         bool after = *escape;
 
-        *escape = terminal && !after && bytes[i] == ESCAPE;
-        if (*escape)
+        *escape = guest && !after && bytes[i] == ESCAPE;
+        if (*escape || (after && command(guest, bytes[i], &verdict)))
             continue;
-        if (after && (bytes[i] == 'x' || bytes[i] == 'd'))
-            return DETACHED;
         if (after && bytes[i] != ESCAPE)
             to[length++] = ESCAPE;
         to[length++] = bytes[i];
     }
-    return write_all(socket_fd, to, length) < 0 ? GUEST_ENDED : GO_ON;
+    return write_all(socket_fd, to, length) < 0 ? GUEST_ENDED : verdict;
 }
 
-static enum verdict copy(int socket_fd, bool terminal, bool reads)
+static enum verdict copy(int socket_fd, const char *guest, bool reads)
 {
     struct pollfd fds[] = {{.fd = socket_fd, .events = POLLIN},
                            {.fd = reads ? STDIN_FILENO : -1, .events = POLLIN}};
@@ -206,7 +240,7 @@ static enum verdict copy(int socket_fd, bool terminal, bool reads)
         if (fds[0].revents)
             verdict = show(socket_fd);
         if (verdict == GO_ON && fds[1].revents)
-            verdict = type(socket_fd, terminal, &escape);
+            verdict = type(socket_fd, guest, &escape);
         if (verdict == INPUT_ENDED) {
             fds[1].fd = -1;
             verdict = GO_ON;
@@ -229,8 +263,8 @@ static enum exit_status attach(const struct console_options *wanted)
         (void)shutdown(fd, SHUT_WR); /* then the other side ends when it has sent what it has */
     terminal = !wanted->dump && isatty(STDIN_FILENO) && terminal_open(STDIN_FILENO) == 0;
     if (terminal)
-        fprintf(stderr, "[%s: Ctrl-a x leaves]\r\n", wanted->name);
-    verdict = copy(fd, terminal, !wanted->dump);
+        fprintf(stderr, "[%s: Ctrl-a x leaves, Ctrl-a h helps]\r\n", wanted->name);
+    verdict = copy(fd, terminal ? wanted->name : NULL, !wanted->dump);
     close(fd);
     if (terminal) {
         terminal_close();

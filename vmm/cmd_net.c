@@ -144,6 +144,19 @@ static void print_ports(const json_t *info)
         print_port(port);
 }
 
+/* What got to the uplink, or came from outside, and no further. */
+static void print_uplink_drops(const json_t *info)
+{
+    const json_t *dropped = json_object_get(info, "uplink_dropped");
+    const char *uplink = json_string_value(json_object_get(info, "uplink")), *reason;
+    json_t *count;
+
+    if (json_object_size(dropped) > 0)
+        printf("\n%-16s %12s\n", "UPLINK", "DROPPED");
+    json_object_foreach((json_t *)dropped, reason, count)
+        printf("%-16s %12lld  %s\n", uplink, (long long)json_integer_value(count), reason);
+}
+
 static void print_fdb(const json_t *info)
 {
     json_t *fdb = json_object_get(info, "fdb"), *entry;
@@ -239,6 +252,7 @@ static enum exit_status show(const struct net_command *wanted)
         print_json(info);
     } else if (!err) {
         print_ports(info);
+        print_uplink_drops(info);
         print_fdb(info);
         print_rules(info);
         print_mirrors(info);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "devices/chardev.h"
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process.h"
@@ -127,6 +128,23 @@ static int press_power_button(void *opaque, const json_t *body, json_t **reply)
     return 0;
 }
 
+/* Ferry's own: what Ctrl-a b at a console does. */
+static int send_break(void *opaque, const json_t *body, json_t **reply)
+{
+    struct machine *m = opaque;
+    struct chardev *console = m->virtio_console ? m->virtio_console : m->serial;
+    int err;
+
+    (void)body;
+    pthread_mutex_lock(&m->lock);
+    err = chardev_break(console);
+    pthread_mutex_unlock(&m->lock);
+    if (!err)
+        return 0;
+    *reply = json_string("its console is no serial port, and knows no break");
+    return -EALREADY;
+}
+
 static int reboot_vm(void *opaque, const json_t *body, json_t **reply)
 {
     const struct machine *m = opaque;
@@ -183,6 +201,7 @@ const struct control_route machine_routes[] = {
     {"PUT", "/api/v1/vm.resume", resume_vm},
     {"PUT", "/api/v1/vm.power-button", press_power_button},
     {"PUT", "/api/v1/vm.reboot", reboot_vm},
+    {"PUT", "/api/v1/vm.send-break", send_break},
     {"PUT", "/api/v1/vm.snapshot", snapshot_vm},
     {"PUT", "/api/v1/vm.shutdown", shut_down},
     {0},

@@ -205,6 +205,21 @@ static json_t *describe_leases(const struct process_switch *ps)
     return json;
 }
 
+static void add_drop(void *arg, const char *reason, uint64_t frames)
+{
+    json_object_set_new(arg, reason, json_integer((json_int_t)frames));
+}
+
+/* NULL without an uplink. */
+static json_t *describe_uplink_drops(const struct process_switch *ps)
+{
+    json_t *json = ps->uplink ? json_object() : NULL;
+
+    if (json)
+        uplink_each_drop(ps->uplink, add_drop, json);
+    return json;
+}
+
 static int info_on_switch(struct process_switch *ps, const json_t *body, json_t **reply)
 {
     json_t *fdb = json_array(), *rules = json_array(), *mirrors = json_array();
@@ -213,8 +228,9 @@ static int info_on_switch(struct process_switch *ps, const json_t *body, json_t 
     switch_fdb_walk(ps->sw, add_address, fdb);
     switch_rules_walk(ps->sw, add_rule, rules);
     switch_mirrors_walk(ps->sw, add_mirror, mirrors);
-    *reply = json_pack("{s:s, s:s, s:s?, s:o, s:o, s:o, s:o, s:o, s:o*}", "name", ps->name, "process",
-                       ps->process->name, "uplink", ps->uplink ? ps->mode : NULL, "ports",
+    *reply = json_pack("{s:s, s:s, s:s?, s:o*, s:o, s:o, s:o, s:o, s:o, s:o*}", "name", ps->name,
+                       "process", ps->process->name, "uplink", ps->uplink ? ps->mode : NULL,
+                       "uplink_dropped", describe_uplink_drops(ps), "ports",
                        describe_ports(ps->sw), "fdb", fdb, "rules", rules, "mirrors", mirrors,
                        "caches", describe_caches(ps->sw), "leases", describe_leases(ps));
     return *reply ? 0 : -ENOMEM;

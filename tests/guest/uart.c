@@ -6,7 +6,7 @@
  * `echo=N` sends N bytes of input back between the lines "echo begin" and "echo end";
  * `count=N` takes N bytes and prints `cksum SUM N` as cksum(1) does; `send=N` sends N bytes of a
  * pattern (byte i is i * 7 + i / 256) between "send begin" and "send end"; `string` uses string
- * I/O for all three where it can.
+ * I/O for all three where it can. `break` waits for a break, which is a zero byte with its bit.
  * Text: PC16550D (June 1995), 8.
  */
 #include <stddef.h>
@@ -45,6 +45,7 @@
 #define MCR_LOOP       0x10
 #define LSR_DR         0x01
 #define LSR_OE         0x02
+#define LSR_BI         0x10
 #define LSR_THRE       0x20
 #define LSR_TEMT       0x40
 #define IIR_NONE       0x01
@@ -342,9 +343,24 @@ static void send_pattern(uint64_t total)
     ok("send");
 }
 
+static void await_break(void)
+{
+    struct deadline deadline = deadline_in(LIMIT);
+    uint8_t state = 0;
+
+    print("waiting for a break\n");
+    while ((state & LSR_BI) == 0 && !deadline_over(&deadline))
+        state = in8(LSR);
+    check((state & LSR_BI) != 0 && in8(DATA) == 0, "break", "none came, or no zero with it");
+}
+
 int main(const struct boot_info *info)
 {
     (void)info;
+    if (arg_present("break")) {
+        await_break();
+        return 0;
+    }
     if (arg_present("echo") || arg_present("count") || arg_present("send")) {
         if (arg_number("send", 0) > 0)
             send_pattern(arg_number("send", 0));
