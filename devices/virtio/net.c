@@ -42,7 +42,8 @@ _Static_assert(sizeof(struct config_space) == 24, "virtio 1.2 §5.1.4");
 
 /* ---- features and configuration ---- */
 
-/* Offered without conditions. */
+/* Offered without conditions. Not VIRTIO_NET_F_GUEST_HDRLEN: it lets a device rely on the driver's word
+ * for where headers end (§5.1.6.2.2), and here they are always read (net_offload_check()). */
 #define BASE_FEATURES                                                                              \
     (NET_BIT(VIRTIO_NET_F_CSUM) | NET_BIT(VIRTIO_NET_F_GUEST_CSUM) |                               \
      NET_BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | NET_BIT(VIRTIO_NET_F_MAC) |                       \

@@ -5,7 +5,7 @@
  * frame may lie in memory that changes. No state but what callers hold.
  *
  * Texts: virtio 1.2 §5.1.6.4.3 (hash calculation); the Toeplitz hash as of Microsoft's "RSS hashing
- * functions"; RFC 791 §3.1, RFC 8200 §4; IEEE 802.1Q.
+ * functions"; RFC 791 §3.1, RFC 8200 §4, RFC 6275 §6.3, §6.4 (addresses of mobile nodes); IEEE 802.1Q.
  */
 #include "devices/virtio/net_rss.h"
 
@@ -19,6 +19,9 @@
 #define TYPE_VLAN 0x8100u
 #define TYPE_SERVICE_VLAN 0x88A8u
 #define MAX_TAGS 2u
+#define OPTION_PAD1 0u    /* RFC 8200 §4.2 */
+#define OPTION_HOME 0xC9u
+#define ROUTING_HOME 2u
 
 static unsigned get16(const uint8_t *at)
 {
@@ -45,7 +48,38 @@ static void find_ipv4(struct net_flow *flow, const uint8_t *bytes, size_t length
         add_ports(flow, bytes, length, at + (bytes[at] & 15) * 4u, bytes[at + 9]);
 }
 
-/* §5.1.6.4.3.3: without the types for them extension headers are skipped. */
+/* RFC 6275 §6.3: the option among those of a header's `n` bytes that says who sent it. */
+static void find_home(struct net_flow *flow, const uint8_t *options, size_t n)
+{
+    size_t at = 2;
+
+    while (at + 2 <= n) {
+        size_t length = options[at] == OPTION_PAD1 ? 1 : 2u + options[at + 1];
+
+        if (options[at] == OPTION_HOME && length == 18 && at + length <= n) {
+            memcpy(flow->mobile, options + at + 2, 16);
+            return;
+        }
+        at += length;
+    }
+}
+
+/* An extension header of `n` bytes, all of them at hand. */
+static void read_extension(struct net_flow *flow, unsigned type, const uint8_t *bytes, size_t n)
+{
+    if (type == IPPROTO_DSTOPTS)
+        find_home(flow, bytes, n);
+    else if (type == IPPROTO_ROUTING && bytes[2] == ROUTING_HOME && n == 24) /* RFC 6275 §6.4 */
+        memcpy(flow->mobile + 16, bytes + 8, 16);
+}
+
+static bool is_extension(unsigned type)
+{
+    return type == IPPROTO_HOPOPTS || type == IPPROTO_ROUTING || type == IPPROTO_DSTOPTS ||
+           type == IPPROTO_FRAGMENT || type == IPPROTO_AH;
+}
+
+/* Has no ports behind a fragment's or an authentication header: as with IPv4, none count. */
 static void find_ipv6(struct net_flow *flow, const uint8_t *bytes, size_t length, size_t at)
 {
     unsigned next;
@@ -56,11 +90,19 @@ static void find_ipv6(struct net_flow *flow, const uint8_t *bytes, size_t length
     flow->addresses = 32;
     next = bytes[at + 6];
     at += 40;
+    flow->extended = is_extension(next);
+    if (flow->extended)
+        memcpy(flow->mobile, flow->fields, 32);
     while (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS) {
+        size_t n;
+
         if (at + 8 > length)
             return;
+        n = (bytes[at + 1] + 1u) * 8;
+        if (at + n <= length)
+            read_extension(flow, next, bytes + at, n);
         next = bytes[at];
-        at += (bytes[at + 1] + 1u) * 8;
+        at += n;
     }
     add_ports(flow, bytes, length, at, next);
 }
@@ -132,23 +174,44 @@ static uint32_t hash(const struct net_hasher *hasher, const uint8_t *bytes, unsi
     return sum;
 }
 
+/* §5.1.6.4.4: a type is 1 << (report - 1); behind each report for addresses stand those for TCP and
+ * UDP. The one for this flow among `types`, or NONE. */
+static unsigned choose_report(uint32_t types, const struct net_flow *flow, unsigned base)
+{
+    unsigned with_ports = flow->protocol == IPPROTO_TCP ? base + 1 : base + 2;
+
+    if (flow->protocol && (types & 1u << (with_ports - 1)))
+        return with_ports;
+    return types & 1u << (base - 1) ? base : VIRTIO_NET_HASH_REPORT_NONE;
+}
+
+/* §5.1.6.4.3.4: of packets with extension headers, for the types that there are for these. */
+static uint32_t hash_extended(const struct net_hasher *hasher, const struct net_flow *flow,
+                              bool ports)
+{
+    uint8_t fields[NET_FLOW_FIELDS];
+
+    memcpy(fields, flow->mobile, 32);
+    memcpy(fields + 32, flow->fields + 32, 4);
+    return hash(hasher, fields, ports ? 36 : 32);
+}
+
 uint32_t net_hasher_hash(const struct net_hasher *hasher, uint32_t types,
                          const struct net_flow *flow, uint16_t *report)
 {
-    /* §5.1.6.4.4: a type is 1 << (report - 1), and IPv6's come three after IPv4's. */
     unsigned base = flow->addresses == 32 ? VIRTIO_NET_HASH_REPORT_IPv6
                                           : VIRTIO_NET_HASH_REPORT_IPv4;
-    unsigned with_ports = flow->protocol == IPPROTO_TCP ? base + 1 : base + 2;
+    unsigned chosen = VIRTIO_NET_HASH_REPORT_NONE;
 
-    *report = VIRTIO_NET_HASH_REPORT_NONE;
-    if (flow->addresses == 0)
+    if (flow->extended)
+        chosen = choose_report(types, flow, VIRTIO_NET_HASH_REPORT_IPv6_EX);
+    *report = (uint16_t)chosen;
+    if (chosen != VIRTIO_NET_HASH_REPORT_NONE)
+        return hash_extended(hasher, flow, chosen != VIRTIO_NET_HASH_REPORT_IPv6_EX);
+    if (flow->addresses > 0)
+        chosen = choose_report(types, flow, base);
+    *report = (uint16_t)chosen;
+    if (chosen == VIRTIO_NET_HASH_REPORT_NONE)
         return 0;
-    if (flow->protocol && (types & 1u << (with_ports - 1))) {
-        *report = (uint16_t)with_ports;
-        return hash(hasher, flow->fields, flow->addresses + 4u);
-    }
-    if (!(types & 1u << (base - 1)))
-        return 0;
-    *report = (uint16_t)base;
-    return hash(hasher, flow->fields, flow->addresses);
+    return hash(hasher, flow->fields, flow->addresses + (chosen == base ? 0u : 4u));
 }

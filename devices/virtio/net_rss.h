@@ -13,8 +13,9 @@
 
 #define NET_RSS_KEY 40u      /* bytes at most; §5.1.4.1: at least 40 */
 #define NET_RSS_TABLE 128u   /* entries at most; §5.1.4.1: at least 128 */
-/* VIRTIO_NET_RSS_HASH_TYPE_ bits that there are: addresses, TCP and UDP, for both kinds of IP. */
-#define NET_RSS_TYPES 0x3Fu
+/* VIRTIO_NET_RSS_HASH_TYPE_ bits that there are: addresses, TCP and UDP, for IPv4, IPv6, and IPv6 with
+ * extension headers. */
+#define NET_RSS_TYPES 0x1FFu
 
 /* Headers that are looked at: who puts more before the ports has only its addresses hashed. */
 #define NET_FLOW_BYTES 160u
@@ -25,6 +26,8 @@ struct net_flow {
     uint8_t fields[NET_FLOW_FIELDS]; /* source, destination, their ports: as in the packet */
     uint8_t addresses;    /* bytes of both: 8 or 32; 0: this is not IP */
     uint8_t protocol;     /* IPPROTO_TCP or IPPROTO_UDP when there are ports, else 0 */
+    bool extended;        /* IPv6 with extension headers; then, and only then: */
+    uint8_t mobile[32];   /* the addresses, but a mobile node's own for those that it is reached by */
 };
 
 /* Of a frame that begins with these bytes, a copy of its first NET_FLOW_BYTES or all of it. */

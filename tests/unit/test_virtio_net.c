@@ -1925,7 +1925,8 @@ Test(virtio_net, the_configuration_shows_the_limits_of_queues_and_hashes)
     cr_assert_eq(config[16], 1); /* full duplex */
     cr_assert_geq(config[17], 40);
     cr_assert_geq(config[18] | config[19] << 8, 128);
-    cr_assert_eq(config[20], 0x3F);
+    cr_assert_eq(config[20], 0xFF);
+    cr_assert_eq(config[21], 0x01);
 }
 
 Test(virtio_net, too_many_queues_are_refused)
@@ -2113,7 +2114,7 @@ Test(virtio_net, an_rss_configuration_that_is_wrong_changes_nothing)
     cr_assert_eq(set_rss(config, make_rss(config, 256, long_table, 0, 1)), VIRTIO_NET_ERR);
     length = make_rss(config, 2, good, 0, 1);
     cr_assert_eq(set_rss(config, length - 1), VIRTIO_NET_ERR);
-    config[0] = 0x7F; /* a type that is not supported */
+    config[1] = 0x02; /* a type that is not supported */
     cr_assert_eq(set_rss(config, length), VIRTIO_NET_ERR);
     length = make_rss(config, 2, good, 0, 1);
     config[14] = 41; /* a key too long */

@@ -93,10 +93,119 @@ Test(net_rss, ipv6_hashes_are_those_of_the_vectors)
     cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_IPv6);
 }
 
-Test(net_rss, extension_headers_are_skipped)
+#define PLAIN_TYPES 0x3Fu /* those that there are without regard to extension headers */
+
+Test(net_rss, extension_headers_are_skipped_when_no_type_is_for_them)
+{
+    cr_assert_eq(hash_of(make_ipv6(IPPROTO_TCP, 16), PLAIN_TYPES), 0x40207d3d);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_TCPv6);
+    cr_assert_eq(hash_of(make_ipv6(IPPROTO_TCP, 16),
+                         PLAIN_TYPES | VIRTIO_NET_RSS_HASH_TYPE_UDP_EX), 0x40207d3d);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_TCPv6);
+}
+
+Test(net_rss, packets_with_extension_headers_have_types_of_their_own)
 {
     cr_assert_eq(hash_of(make_ipv6(IPPROTO_TCP, 16), NET_RSS_TYPES), 0x40207d3d);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_TCPv6_EX);
+    cr_assert_eq(hash_of(make_ipv6(IPPROTO_UDP, 16), NET_RSS_TYPES), 0x40207d3d);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_UDPv6_EX);
+    cr_assert_eq(hash_of(make_ipv6(IPPROTO_ICMPV6, 16), NET_RSS_TYPES), 0x2cc18cd5);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_IPv6_EX);
+    cr_assert_eq(hash_of(make_ipv6(IPPROTO_TCP, 0), NET_RSS_TYPES), 0x40207d3d);
     cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_TCPv6);
+    cr_assert_eq(hash_of(make_ipv6(IPPROTO_TCP, 0), VIRTIO_NET_RSS_HASH_TYPE_TCP_EX), 0);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_NONE);
+}
+
+Test(net_rss, addresses_with_extension_headers_go_before_ports_without)
+{
+    cr_assert_eq(hash_of(make_ipv6(IPPROTO_TCP, 16),
+                         VIRTIO_NET_RSS_HASH_TYPE_IP_EX | VIRTIO_NET_RSS_HASH_TYPE_TCPv6),
+                 0x2cc18cd5);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_IPv6_EX);
+}
+
+/* Moves the source into a home address option behind `padding` bytes, and puts a care-of address into
+ * its place. The extension has 24 bytes. */
+static size_t make_home_option(unsigned padding, uint8_t length)
+{
+    size_t whole = make_ipv6(IPPROTO_TCP, 24);
+    uint8_t *option = frame + 56 + padding;
+
+    option[0] = 0xC9;
+    option[1] = length;
+    memcpy(option + 2, frame + 22, 16);
+    memset(frame + 22, 0x77, 16);
+    return whole;
+}
+
+Test(net_rss, a_mobile_nodes_home_address_counts_for_its_source)
+{
+    static const struct {
+        unsigned padding;
+        uint8_t bytes[4];
+    } paddings[] = {{0, {0}}, {1, {0}}, {2, {1, 0}}, {4, {1, 2}}};
+
+    for (unsigned i = 0; i < 4; i++) {
+        size_t length = make_home_option(paddings[i].padding, 16);
+
+        memcpy(frame + 56, paddings[i].bytes, paddings[i].padding);
+        cr_assert_eq(hash_of(length, NET_RSS_TYPES), 0x40207d3d, "padding %u", i);
+        cr_assert_eq(hash_of(length, VIRTIO_NET_RSS_HASH_TYPE_IP_EX), 0x2cc18cd5);
+        cr_assert_neq(hash_of(length, PLAIN_TYPES), 0x40207d3d);
+    }
+}
+
+Test(net_rss, a_home_address_that_is_not_whole_does_not_count)
+{
+    uint32_t care_of;
+
+    make_home_option(0, 16);
+    frame[56] = 1; /* padding, in place of the option */
+    care_of = hash_of(98, NET_RSS_TYPES);
+    cr_assert_neq(care_of, 0x40207d3d);
+    make_home_option(0, 15);
+    cr_assert_eq(hash_of(98, NET_RSS_TYPES), care_of);
+    make_home_option(5, 16);
+    frame[78] = 0x0A; /* of the port, behind the extension */
+    cr_assert_eq(hash_of(98, NET_RSS_TYPES), care_of);
+}
+
+Test(net_rss, a_routing_header_to_a_mobile_node_has_its_address)
+{
+    size_t length = make_ipv6(IPPROTO_TCP, 24);
+
+    frame[20] = IPPROTO_ROUTING;
+    frame[56] = 2;
+    frame[57] = 1;
+    memcpy(frame + 62, frame + 38, 16);
+    memset(frame + 38, 0x77, 16);
+    cr_assert_eq(hash_of(length, NET_RSS_TYPES), 0x40207d3d);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_TCPv6_EX);
+    frame[56] = 4; /* of segments: another matter */
+    cr_assert_neq(hash_of(length, NET_RSS_TYPES), 0x40207d3d);
+}
+
+Test(net_rss, what_is_cut_in_an_extension_header_is_hashed_by_its_addresses)
+{
+    make_home_option(0, 16);
+    memcpy(frame + 22, frame + 58, 16);
+    memset(frame + 58, 0x77, 16); /* its end is not at hand */
+    cr_assert_eq(hash_of(77, NET_RSS_TYPES), 0x2cc18cd5);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_IPv6_EX);
+    cr_assert_eq(hash_of(60, NET_RSS_TYPES), 0x2cc18cd5);
+    cr_assert_eq(hash_of(54, NET_RSS_TYPES), 0x2cc18cd5);
+}
+
+Test(net_rss, a_fragment_of_ipv6_is_hashed_by_its_addresses)
+{
+    make_ipv6(IPPROTO_TCP, 8);
+    frame[20] = IPPROTO_FRAGMENT;
+    cr_assert_eq(hash_of(100, NET_RSS_TYPES), 0x2cc18cd5);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_IPv6_EX);
+    cr_assert_eq(hash_of(100, PLAIN_TYPES), 0x2cc18cd5);
+    cr_assert_eq(report, VIRTIO_NET_HASH_REPORT_IPv6);
 }
 
 Test(net_rss, a_fragment_is_hashed_by_its_addresses)
