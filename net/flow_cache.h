@@ -66,12 +66,10 @@ static inline struct flow_cache_exact *flow_cache_set(const struct flow_cache_fr
 }
 
 static inline void flow_cache_prefetch(const struct flow_cache_front *front,
-                                       struct flow_cache_probe *probe)
+                                       const struct flow_cache_probe *probe)
 {
-    const struct flow_cache_exact *set;
+    const struct flow_cache_exact *set = flow_cache_set(front, probe->hash);
 
-    probe->hash = flow_hash(&probe->masked, &front->seed);
-    set = flow_cache_set(front, probe->hash);
     __builtin_prefetch(set);
     __builtin_prefetch(&set->tag);
 }
@@ -82,6 +80,7 @@ static inline void flow_cache_probe(const struct flow_cache *cache, const struct
     const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
 
     flow_mask(&probe->masked, key, &front->bits);
+    probe->hash = flow_hash(&probe->masked, &front->seed);
     flow_cache_prefetch(front, probe);
 }
 
@@ -103,15 +102,19 @@ static inline const struct flow_key *flow_cache_raw_mask(const struct flow_cache
     return frame[23] == 6 ? &front->raw_tcp : frame[23] == 17 ? &front->raw_udp : NULL;
 }
 
-/* A probe of a frame's first FLOW_RAW_BYTES. `before`: the probe of the frame before, or NULL; when
- * it is the same, its hash is taken over. */
+/*
+ * A probe of a frame's first FLOW_RAW_BYTES and of where it came in. *link: what of the hash its first 16
+ * bytes, the port and the VLAN make, known from another frame that has the same, or 0.
+ */
 static inline void flow_cache_probe_raw(const struct flow_cache *cache,
                                         const struct flow_key *mask, const uint8_t *frame,
                                         uint16_t in_port, uint16_t vlan,
-                                        struct flow_cache_probe *probe,
-                                        const struct flow_cache_probe *before)
+                                        struct flow_cache_probe *probe, uint64_t *link)
 {
+    const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
+    const uint64_t *seed = front->seed.words, *words = probe->masked.words;
     flow_pair bytes[FLOW_RAW_BYTES / 16];
+    uint64_t hash;
 
     memcpy(bytes, frame, sizeof(bytes));
     probe->masked.pairs[0] = bytes[0] & mask->pairs[0];
@@ -119,10 +122,13 @@ static inline void flow_cache_probe_raw(const struct flow_cache *cache,
     probe->masked.pairs[2] = bytes[2] & mask->pairs[2];
     probe->masked.pairs[3] = (flow_pair){in_port | (uint64_t)vlan << 16, FLOW_RAW_MARK} &
                              mask->pairs[3];
-    if (before && flow_equal(&before->masked, &probe->masked))
-        probe->hash = before->hash;
-    else
-        flow_cache_prefetch((const struct flow_cache_front *)cache, probe);
+    if (!*link)
+        *link = seed[FLOW_WORDS] + flow_fold(words[0] ^ seed[0], words[1] ^ seed[1]) +
+                flow_fold(words[6] ^ seed[6], words[7] ^ seed[7]);
+    hash = *link + flow_fold(words[2] ^ seed[2], words[3] ^ seed[3]) +
+           flow_fold(words[4] ^ seed[4], words[5] ^ seed[5]);
+    probe->hash = flow_fold(hash, seed[FLOW_WORDS + 1]);
+    flow_cache_prefetch(front, probe);
 }
 
 /* The exact match, or NULL. */

@@ -43,6 +43,7 @@ static uint32_t needs(const struct net_frame *frame)
 
 unsigned net_port_send(struct net_port *port, const struct net_frame *frames, unsigned n)
 {
+    uint64_t bytes = 0;
     uint32_t accepts;
     unsigned taken;
 
@@ -55,12 +56,14 @@ unsigned net_port_send(struct net_port *port, const struct net_frame *frames, un
     for (unsigned i = 0; i < n; i++) {
         if (needs(&frames[i]) & ~accepts)
             return net_offload_send(port, frames, n);
+        bytes += frames[i].length;
     }
     taken = port->peer->ops->deliver(port->peer, frames, n);
     assert(taken <= n);
+    for (unsigned i = taken; i < n; i++)
+        bytes -= frames[i].length;
     port->sent.frames += taken;
-    for (unsigned i = 0; i < taken; i++)
-        port->sent.bytes += frames[i].length;
+    port->sent.bytes += bytes;
     return taken;
 }
 

@@ -42,6 +42,8 @@
 #define TO_NONE 0xFFFF /* dropped */
 #define TO_MANY 0xFFFE
 #define NO_VLAN 0xFFFF
+#define NO_LINK 0xFF
+#define LINK_BYTES 16u /* addresses, ethertype and two more */
 
 struct packet {
     struct packet_tag tag;
@@ -64,6 +66,7 @@ _Static_assert(sizeof(struct packet) == 48, "a batch is to fit into a first-leve
 /* The frame before, when it went where its address says: most frames are like it. */
 struct likeness {
     bool is;
+    uint8_t link;
     uint16_t admitted, vlan; /* as it came, and as rules left it */
     uint64_t src, dst;
     const struct packet *packet;
@@ -75,6 +78,14 @@ struct share {
     uint8_t first, last;
 };
 
+/* Frames being built for a port. */
+struct sending {
+    struct switch_port *to;
+    bool plain;      /* frames without a tag go there as they came, if in that VLAN */
+    unsigned n;      /* built */
+    unsigned pieces; /* used of the pool */
+};
+
 struct batch {
     struct switch_port *from;
     const struct net_frame *frames;
@@ -84,9 +95,17 @@ struct batch {
     uint8_t headers[NET_BATCH][HEADER_MAX] __attribute__((aligned(64)));
     struct packet packets[NET_BATCH];
     int16_t early[NET_BATCH];               /* PATH_GO, or why it is dropped at first sight */
+    /* The first frame that begins with the same LINK_BYTES, if those are not tagged and do not tell
+     * addresses: what the link layer says is then known. Or NO_LINK. */
+    uint8_t link[NET_BATCH];
+    uint8_t hashed;                         /* of which of these the following is: */
+    uint64_t link_hash;                     /* see flow_cache_probe_raw() */
     struct flow_cache_probe probes[NET_BATCH]; /* if there are rules */
     struct share shares[NET_BATCH];
     uint8_t many[NET_BATCH];
+    bool rule_mirrors;                      /* rules want copies of some */
+    bool is_direct;                         /* there are no shares, but this: */
+    struct sending direct;
     /* being built for one port: */
     struct net_frame sent[NET_BATCH];
     uint8_t sent_packet[NET_BATCH];
@@ -311,11 +330,14 @@ static inline int probe_rules(const struct net_switch *sw, struct batch *batch, 
     enum flow_result result;
     struct flow_key key;
 
-    if (!packet->tag.tagged)
+    if (batch->link[i] != NO_LINK || !packet->tag.tagged)
         mask = flow_cache_raw_mask(sw->cache, batch->headers[i], packet->header);
     if (mask) {
+        if (batch->link[i] == NO_LINK || batch->link[i] != batch->hashed)
+            batch->link_hash = 0;
+        batch->hashed = batch->link[i];
         flow_cache_probe_raw(sw->cache, mask, batch->headers[i], batch->from->number,
-                             packet->vlan, &batch->probes[i], i ? &batch->probes[i - 1] : NULL);
+                             packet->vlan, &batch->probes[i], &batch->link_hash);
         return PATH_GO;
     }
     result = read_flow(batch, i, &key);
@@ -360,6 +382,7 @@ static inline unsigned ask_rules(struct net_switch *sw, struct batch *batch, uns
     if (rule->rule.action.set_vlan)
         packet->vlan = rule->rule.action.vlan;
     packet->rule_mirror = (int16_t)rule->mirror;
+    batch->rule_mirrors |= rule->mirror >= 0;
     if (!rule->rule.action.redirect[0])
         return TO_MANY;
     *drop = SWITCH_DROP_NO_PORT;
@@ -455,6 +478,7 @@ static inline int route(struct net_switch *sw, struct batch *batch, unsigned i, 
     drop = find_receiver(sw, batch, packet, header);
     *before = (struct likeness){
         .is = drop == PATH_GO,
+        .link = batch->link[i],
         .admitted = admitted,
         .vlan = packet->vlan,
         .dst = flow_mac(header),
@@ -488,27 +512,64 @@ static inline bool is_like(const struct likeness *before, const struct packet *p
            flow_mac(header + 6) == before->src;
 }
 
+static inline bool is_same_link(const uint8_t *a, const uint8_t *b)
+{
+    flow_pair x, y, difference;
+
+    memcpy(&x, a, LINK_BYTES);
+    memcpy(&y, b, LINK_BYTES);
+    difference = x ^ y;
+    return (difference[0] | difference[1]) == 0;
+}
+
+/* What the link layer says: PATH_GO, or why the frame is dropped. `link`: a frame of the batch that it
+ * may be like; becomes this one, if others may be like it. */
+NOT_INLINE
+static int look_at_link(struct batch *batch, unsigned i, unsigned *link)
+{
+    struct packet *packet = &batch->packets[i];
+    const uint8_t *header = batch->headers[i];
+    int result = sort_into_vlan(packet, batch->from, &batch->frames[i], header);
+    uint16_t type = path_get16(header + ADDRESSES);
+
+    if (result == PATH_GO)
+        result = path_check_addresses(header);
+    if (result != PATH_GO || packet->header < LINK_BYTES || type == VLAN_TPID_CUSTOMER ||
+        type == VLAN_TPID_SERVICE || type == ETHERTYPE_ARP || type == ETHERTYPE_IPV6)
+        return result;
+    *link = i;
+    batch->link[i] = (uint8_t)i;
+    return PATH_GO;
+}
+
 /* The first look: PATH_GO or why the frame is dropped. */
-static inline int look_at(struct net_switch *sw, struct batch *batch, unsigned i)
+static inline int look_at(struct net_switch *sw, struct batch *batch, unsigned i, unsigned *link)
 {
     const struct net_frame *frame = &batch->frames[i];
     struct packet *packet = &batch->packets[i];
     uint8_t *header = batch->headers[i];
-    int result;
+    int result = PATH_GO;
 
     packet->vlan = NO_VLAN;
     packet->rule_mirror = -1;
     packet->mirrored = 0;
     packet->header = 0;
+    batch->link[i] = NO_LINK;
     if (frame->length < NET_FRAME_MIN || frame->length > NET_FRAME_MAX ||
         frame->iovcnt > PIECES_MAX)
         return SWITCH_DROP_MALFORMED;
     copy_header(packet, header, frame);
     if (packet->header < NET_FRAME_MIN)
         return SWITCH_DROP_MALFORMED;
-    result = sort_into_vlan(packet, batch->from, frame, header);
-    if (result == PATH_GO)
-        result = path_check_addresses(header);
+    if (*link != NO_LINK && packet->header >= LINK_BYTES &&
+        (!frame->needs_csum || frame->csum_start >= ADDRESSES + 2) &&
+        is_same_link(header, batch->headers[*link])) {
+        packet->tag = batch->packets[*link].tag;
+        packet->vlan = batch->packets[*link].vlan;
+        batch->link[i] = (uint8_t)*link;
+    } else {
+        result = look_at_link(batch, i, link);
+    }
     if (result == PATH_GO && sw->classifier)
         result = probe_rules(sw, batch, i);
     return result;
@@ -518,15 +579,18 @@ static inline int look_at(struct net_switch *sw, struct batch *batch, unsigned i
 static inline int decide(struct net_switch *sw, struct batch *batch, unsigned i)
 {
     struct packet *packet = &batch->packets[i];
+    const struct likeness *before = &batch->before;
     const uint8_t *header = batch->headers[i];
     struct switch_port *from = batch->from;
-    bool like = is_like(&batch->before, packet, header);
+    uint8_t link = batch->link[i];
+    bool like = link != NO_LINK && link == before->link ? before->is
+                                                        : is_like(before, packet, header);
 
     if (from->in.rate && !token_bucket_take(&from->in, batch->frames[i].length))
         return SWITCH_DROP_RATE_IN;
     if (!like && !path_may_send_from(from, header + 6, packet->vlan))
         return SWITCH_DROP_SPOOFED;
-    if (may_tell_addresses(packet, header) && from->kind == SWITCH_PORT_GUEST)
+    if (link == NO_LINK && from->kind == SWITCH_PORT_GUEST && may_tell_addresses(packet, header))
         note_addresses(from, packet, header);
     return route(sw, batch, i, like);
 }
@@ -567,18 +631,91 @@ static inline struct share *add_to_share(struct net_switch *sw, struct batch *ba
     return share;
 }
 
+static void start_sending(struct net_switch *sw, struct batch *batch, struct sending *sending,
+                          struct switch_port *to)
+{
+    *sending = (struct sending){
+        .to = to,
+        .plain = to->kind != SWITCH_PORT_MIRROR && !to->vlan.priority_tags && !to->out.rate,
+    };
+    if (to->out.rate)
+        token_bucket_fill(&to->out, batch_now(sw, batch));
+}
+
+/* Whether a frame leaves as it came, with what is behind its header in one piece or none. */
+static inline bool is_plain(const struct batch *batch, const struct sending *sending, unsigned i)
+{
+    const struct packet *packet = &batch->packets[i];
+
+    return sending->plain && batch->frames[i].iovcnt == 1 && !packet->tag.tagged &&
+           packet->vlan == sending->to->vlan.untagged_out;
+}
+
+/* Adds one that is_plain(). */
+static inline void add_plain(struct batch *batch, struct sending *sending, unsigned i)
+{
+    const struct net_frame *in = &batch->frames[i];
+    struct net_frame *out = &batch->sent[sending->n];
+    struct iovec *pieces = &batch->pool[sending->pieces];
+    size_t header = batch->packets[i].header;
+
+    *out = *in;
+    out->iov = pieces;
+    pieces[0] = (struct iovec){batch->headers[i], header};
+    if (in->length > header) {
+        pieces[1] = (struct iovec){(uint8_t *)in->iov->iov_base + header, in->length - header};
+        sending->pieces++;
+        out->iovcnt = 2;
+    }
+    sending->pieces++;
+    batch->sent_packet[sending->n++] = (uint8_t)i;
+}
+
 NOT_INLINE
 static void look_at_all(struct net_switch *sw, struct batch *batch)
 {
+    unsigned link = NO_LINK;
     uint64_t bytes = 0;
 
     for (unsigned i = 0; i < batch->n; i++) {
         if (i + 4 < batch->n)
             __builtin_prefetch(batch->frames[i + 4].iov->iov_base);
         bytes += batch->frames[i].length;
-        batch->early[i] = (int16_t)look_at(sw, batch, i);
+        batch->early[i] = (int16_t)look_at(sw, batch, i, &link);
     }
     batch->from->counters.in_bytes += bytes;
+}
+
+/*
+ * As long as all frames go to one port, and as they came, they are built here at once, and there are no
+ * shares. False: the frame is another one.
+ */
+static inline bool add_to_direct(struct net_switch *sw, struct batch *batch, unsigned i)
+{
+    struct sending *direct = &batch->direct;
+    const struct packet *packet = &batch->packets[i];
+
+    if (packet->to == TO_MANY || packet->rule_mirror >= 0)
+        return false;
+    if (!direct->to)
+        start_sending(sw, batch, direct, sw->ports[packet->to]);
+    if (direct->to->number != packet->to || !is_plain(batch, direct, i))
+        return false;
+    add_plain(batch, direct, i);
+    return true;
+}
+
+/* Makes a share of what was built. */
+NOT_INLINE
+static struct share *end_direct(struct net_switch *sw, struct batch *batch)
+{
+    struct share *share = NULL;
+
+    for (unsigned k = 0; k < batch->direct.n; k++)
+        share = add_to_share(sw, batch, batch->sent_packet[k], share);
+    batch->direct.n = 0;
+    batch->is_direct = false;
+    return share;
 }
 
 NOT_INLINE
@@ -589,17 +726,23 @@ static void decide_all(struct net_switch *sw, struct batch *batch)
 
     if (from->in.rate)
         token_bucket_fill(&from->in, batch_now(sw, batch));
+    batch->is_direct = !from->mirror_in;
+    batch->direct = (struct sending){0};
     for (unsigned i = 0; i < batch->n; i++) {
         int drop = batch->early[i];
 
         if (drop == PATH_GO)
             drop = decide(sw, batch, i);
-        if (drop == PATH_GO) {
-            share = add_to_share(sw, batch, i, share);
-        } else {
+        if (drop != PATH_GO) {
             batch->packets[i].to = TO_NONE;
             from->counters.dropped[drop]++;
+            continue;
         }
+        if (batch->is_direct && add_to_direct(sw, batch, i))
+            continue;
+        if (batch->is_direct)
+            share = end_direct(sw, batch);
+        share = add_to_share(sw, batch, i, share);
     }
 }
 
@@ -723,21 +866,6 @@ static void send_built(struct net_switch *sw, struct batch *batch, struct switch
         mirror_sent(sw, batch, to, taken);
 }
 
-/* Builds and sends the frames that stand in a list: `first`, then by `next`. */
-struct sending {
-    struct switch_port *to;
-    unsigned n;      /* built */
-    unsigned pieces; /* used of the pool */
-};
-
-static void start_sending(struct net_switch *sw, struct batch *batch, struct sending *sending,
-                          struct switch_port *to)
-{
-    *sending = (struct sending){.to = to};
-    if (to->out.rate)
-        token_bucket_fill(&to->out, batch_now(sw, batch));
-}
-
 static void flush_sending(struct net_switch *sw, struct batch *batch, struct sending *sending)
 {
     send_built(sw, batch, sending->to, sending->n);
@@ -745,7 +873,7 @@ static void flush_sending(struct net_switch *sw, struct batch *batch, struct sen
 }
 
 static inline void add_frame(struct net_switch *sw, struct batch *batch, struct sending *sending,
-                      unsigned i)
+                             unsigned i)
 {
     struct packet *packet = &batch->packets[i];
     struct switch_port *to = sending->to;
@@ -754,6 +882,10 @@ static inline void add_frame(struct net_switch *sw, struct batch *batch, struct 
 
     if (sending->pieces + batch->frames[i].iovcnt + 2 > POOL)
         flush_sending(sw, batch, sending);
+    if (is_plain(batch, sending, i)) {
+        add_plain(batch, sending, i);
+        return;
+    }
     out = &batch->sent[sending->n];
     pieces = make_frame(batch, i, path_form(to, &packet->tag, packet->vlan), out,
                         &batch->pool[sending->pieces]);
@@ -772,6 +904,8 @@ static inline void add_frame(struct net_switch *sw, struct batch *batch, struct 
 NOT_INLINE
 static void send_shares(struct net_switch *sw, struct batch *batch)
 {
+    if (batch->is_direct)
+        flush_sending(sw, batch, &batch->direct);
     for (unsigned s = 0; s < batch->n_shares; s++) {
         const struct share *share = &batch->shares[s];
         struct sending sending;
@@ -877,9 +1011,11 @@ static void mirror_by_rules(struct net_switch *sw, struct batch *batch)
 NOT_INLINE
 static void mirror_all(struct net_switch *sw, struct batch *batch)
 {
+    if (batch->is_direct) /* their place is needed */
+        end_direct(sw, batch);
     for (uint32_t left = batch->from->mirror_in; left; left &= left - 1)
         mirror_came(sw, batch, (unsigned)__builtin_ctz(left));
-    if (sw->classifier)
+    if (batch->rule_mirrors)
         mirror_by_rules(sw, batch);
 }
 
@@ -912,10 +1048,11 @@ static unsigned end_deliver(struct net_port *end, const struct net_frame *frames
     batch->n = n;
     batch->n_shares = batch->n_many = 0;
     batch->now_ns = 0;
-    batch->before.is = false;
+    batch->before.is = batch->rule_mirrors = false;
+    batch->hashed = NO_LINK;
     look_at_all(sw, batch);
     decide_all(sw, batch);
-    if (port->mirror_in || sw->classifier)
+    if (port->mirror_in || batch->rule_mirrors)
         mirror_all(sw, batch);
     send_shares(sw, batch);
     if (batch->n_many)

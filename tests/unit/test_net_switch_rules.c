@@ -433,3 +433,131 @@ Test(net_switch_rules, a_trace_of_an_unknown_address_names_the_uplink)
                  "destination: unknown in VLAN 0\n"
                  "out by p1: without a tag\n");
 }
+
+/* ---- batches ---- */
+
+#define KINDS 10
+#define PEERS 5 /* p4 is a mirror port */
+
+static struct {
+    uint8_t bytes[200];
+    size_t length, cut; /* cut: bytes of the first piece */
+    bool needs_csum;
+    uint16_t csum_start;
+} batch[NET_BATCH];
+
+/* A frame of one of a few kinds; those of a kind are alike but for their last bytes. */
+static void make_kind(unsigned i, unsigned kind, unsigned number)
+{
+    static const uint8_t tag[4] = {0x81, 0, 0, 7};
+
+    make_flow(0, kind == 1 ? 2 : kind == 2 ? 3 : 1, A, (uint16_t)(kind == 3 ? 22 : kind == 4 ? 81 : 80));
+    memset(&batch[i], 0, sizeof(batch[i]));
+    if (kind == 5) {
+        memmove(made.bytes + 16, made.bytes + 12, made.length - 12);
+        memcpy(made.bytes + 12, tag, sizeof(tag));
+        made.length += sizeof(tag);
+    }
+    if (kind == 6)
+        memcpy(made.bytes + 6, rig_mac(9), 6);
+    if (kind == 7)
+        made.bytes[13] = 6;
+    if (kind == 5 || kind == 8) /* the second: in one in which p3 is not */
+        memcpy(made.bytes, rig_mac(3), 6);
+    memcpy(batch[i].bytes, made.bytes, made.length);
+    batch[i].length = made.length + (kind == 9 ? 120 : 0);
+    batch[i].bytes[batch[i].length - 1] = (uint8_t)number;
+    batch[i].cut = number % 5 == 0 ? 10 + number % 40 : batch[i].length;
+    batch[i].needs_csum = number % 7 == 0;
+    batch[i].csum_start = number % 14 == 0 ? 34 : 5;
+}
+
+static void send_batch(unsigned first, unsigned n)
+{
+    struct iovec pieces[NET_BATCH][2];
+    struct net_frame frames[NET_BATCH];
+
+    for (unsigned i = 0; i < n; i++) {
+        uint8_t *bytes = batch[first + i].bytes;
+        size_t length = batch[first + i].length, cut = batch[first + i].cut;
+
+        pieces[i][0] = (struct iovec){bytes, cut};
+        pieces[i][1] = (struct iovec){bytes + cut, length - cut};
+        frames[i] = (struct net_frame){
+            .iov = pieces[i],
+            .iovcnt = cut < length ? 2 : 1,
+            .length = length,
+            .needs_csum = batch[first + i].needs_csum,
+            .csum_start = batch[first + i].csum_start,
+        };
+    }
+    cr_assert_eq(net_port_send(&rig_fakes[0].port, frames, n), n);
+    net_port_flush(&rig_fakes[0].port);
+}
+
+static void make_switch(void)
+{
+    rig_add_guest(0, "trunk=0+7");
+    rig_add_guest(1, NULL);
+    rig_add_guest(2, NULL);
+    rig_add_guest(3, "vlan=7");
+    rig_add(4, SWITCH_PORT_MIRROR, NULL);
+    rig_rules((const char *[]){"9,proto=tcp,dport=22,action=deny",
+                               "8,proto=tcp,dport=81,action=mirror:p4", NULL});
+}
+
+/* Sends the batch in parts of `size`, through a switch that is made for it. Keeps what arrived. */
+static void pass(unsigned size, struct fake_port *got, uint64_t *dropped)
+{
+    rig_fini();
+    rig_init();
+    make_switch();
+    for (unsigned i = 0; i < NET_BATCH; i += size)
+        send_batch(i, NET_BATCH - i < size ? NET_BATCH - i : size);
+    for (unsigned p = 0; p < PEERS; p++)
+        got[p] = rig_fakes[p];
+    *dropped = rig_dropped_all();
+}
+
+static void compare(const struct fake_port *one, const struct fake_port *many, unsigned round)
+{
+    for (unsigned p = 0; p < PEERS; p++) {
+        cr_assert_eq(one[p].n, many[p].n, "round %u: p%u got %u frames, not %u", round, p,
+                     many[p].n, one[p].n);
+        for (unsigned i = 0; i < one[p].n; i++) {
+            const struct fake_frame *a = &one[p].frames[i], *b = &many[p].frames[i];
+
+            cr_assert_eq(a->meta.length, b->meta.length);
+            cr_assert_eq(a->meta.needs_csum, b->meta.needs_csum);
+            cr_assert_eq(a->meta.csum_start, b->meta.csum_start);
+            cr_assert_arr_eq(a->bytes, b->bytes, a->meta.length, "round %u: p%u, frame %u", round,
+                             p, i);
+        }
+    }
+}
+
+/* What is known of a frame from another one of its batch must not make a difference. */
+Test(net_switch_rules, a_batch_arrives_as_its_frames_do_one_by_one)
+{
+    static struct fake_port one[PEERS], many[PEERS];
+    uint64_t dropped_one, dropped_many, arrived = 0;
+    uint32_t random = 1;
+
+    for (unsigned round = 0; round < 60; round++) {
+        unsigned kinds = 1 + round % KINDS;
+
+        for (unsigned i = 0; i < NET_BATCH; i++) {
+            random = random * 1664525 + 1013904223;
+            make_kind(i, (random >> 16) % kinds * (round % 3 + 1) % KINDS, i + round);
+        }
+        pass(1, one, &dropped_one);
+        pass(NET_BATCH, many, &dropped_many);
+        compare(one, many, round);
+        cr_assert_eq(dropped_one, dropped_many);
+        pass(7, many, &dropped_many);
+        compare(one, many, round);
+        for (unsigned p = 0; p < PEERS; p++)
+            arrived += one[p].n;
+    }
+    cr_assert_gt(arrived, 60 * NET_BATCH / 4);
+}
