@@ -187,6 +187,11 @@ int link_wait(struct link *link, uint64_t ns)
     return err == -ETIMEDOUT ? 0 : err;
 }
 
+int link_await(struct link *link, uint64_t ns)
+{
+    return wait_ready(link, POLLIN, loop_now_ns() + ns);
+}
+
 bool link_readable(struct link *link)
 {
     struct pollfd look = {.fd = link->fd, .events = POLLIN};

@@ -61,6 +61,9 @@ void link_rearm(struct link *link);
 void link_set_patience(struct link *link, unsigned ms);
 /* Sleeps; -ECANCELED when that ended it. */
 int link_wait(struct link *link, uint64_t ns);
+/* Sleeps until something came that was not read, the peer's end included: 0. Errors: -ETIMEDOUT after
+ * ns, -ECANCELED. */
+int link_await(struct link *link, uint64_t ns);
 
 /* ---- sending: 0, or not logged: -EPIPE, -ECONNRESET (it is gone), -ETIMEDOUT, -ECANCELED ---- */
 int link_send_header(struct link *link);

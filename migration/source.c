@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "migration/follow.h"
 #include "migration/source_internal.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop.h"
@@ -56,6 +57,7 @@ void source_destroy(struct source *s)
     source_free_bits(s);
     source_destroy_lanes(s);
     free(s->reason);
+    free(s->traffic);
     link_destroy(s->link);
     pthread_cond_destroy(&s->lane_done);
     pthread_mutex_destroy(&s->lock);
@@ -257,6 +259,7 @@ int source_finish(struct source *s, const struct snapshot *state, bool paused)
 
     if (!err) {
         err = expect(s, STREAM_READY, &payload);
+        s->follows = !err && strcmp(payload, FOLLOW_READY) == 0;
         if (!err)
             free(payload);
         else if (err == -ECANCELED)
@@ -279,12 +282,38 @@ static int give_away(struct source *s)
     return err;
 }
 
-/* The one figure of STREAM_RUNNING's JSON; any other text gives 0. */
-static unsigned long long number_in(const char *json)
+/* The figures of STREAM_RUNNING's JSON; the second is not in that of the first version. */
+static void read_running(struct source *s, const char *json)
 {
-    unsigned long long value;
+    unsigned long long downtime = 0, since_go = 0;
+    uint64_t now = loop_now_ns();
+    int n = sscanf(json, "{\"downtime_ns\":%llu,\"since_go_ns\":%llu", &downtime, &since_go);
 
-    return sscanf(json, "{\"downtime_ns\":%llu}", &value) == 1 ? value : 0;
+    pthread_mutex_lock(&s->lock);
+    s->status.peer_downtime_ns = n >= 1 ? downtime : 0;
+    if (n == 2 && since_go < now - s->status.go_ns)
+        s->status.transit_ns = (now - s->status.go_ns - since_go) / 2;
+    s->status.downtime_ns = now - s->stopping_ns;
+    s->status.elapsed_ns = now - s->begun_ns;
+    s->status.phase = SOURCE_COMPLETED;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* What came late goes after the word that the guest may run there. Only what the destination says
+ * counts: an error of sending is met again by whoever reads. */
+static int hear_running(struct source *s, char **payload)
+{
+    if (s->follows && s->ops->take_frames)
+        follow_send_until_word(s->link, s->ops, s->opaque);
+    return expect(s, STREAM_RUNNING, payload);
+}
+
+static void note_go(struct source *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->status.phase = SOURCE_HANDING_OVER;
+    s->status.go_ns = loop_now_ns();
+    pthread_mutex_unlock(&s->lock);
 }
 
 int source_hand_over(struct source *s)
@@ -300,22 +329,28 @@ int source_hand_over(struct source *s)
         link_abort(s->link, "the migration was cancelled");
         return ended(s, err);
     }
-    set_phase(s, SOURCE_HANDING_OVER);
+    note_go(s);
     sent = link_sent(s->link);
     err = link_send(s->link, STREAM_GO, "", "", 0);
     if (err && link_sent(s->link) == sent)
         return ended(s, source_lost(s, err)); /* not a byte of it has left */
     if (!err)
-        err = expect(s, STREAM_RUNNING, &payload);
+        err = hear_running(s, &payload);
     /* Only its own word that it did not take the guest makes it sure that it does not run. */
     if (err)
         return ended(s, err == -EREMOTEIO ? err : -EINPROGRESS);
-    pthread_mutex_lock(&s->lock);
-    s->status.peer_downtime_ns = (uint64_t)number_in(payload);
+    read_running(s, payload);
     free(payload);
-    s->status.downtime_ns = loop_now_ns() - s->stopping_ns;
-    s->status.elapsed_ns = loop_now_ns() - s->begun_ns;
-    s->status.phase = SOURCE_COMPLETED;
-    pthread_mutex_unlock(&s->lock);
     return 0;
+}
+
+void source_follow(struct source *s)
+{
+    if (s->follows && s->ops->take_frames)
+        s->traffic = follow_send_rest(s->link, s->ops, s->opaque);
+}
+
+const char *source_traffic(const struct source *s)
+{
+    return s->traffic;
 }

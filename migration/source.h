@@ -6,7 +6,7 @@
  * blocking, each on any one thread; source_cancel() and source_get_status() on any at any time.
  *
  *   introduce -> [check only: the end] -> copy -> (the machine stops the guest) -> finish ->
- *   (the machine lets its disks go) -> hand_over
+ *   (the machine lets its disks go) -> hand_over -> follow
  *
  * At any error before hand_over() the guest belongs to this side. Of hand_over() itself the result
  * says whose it is.
@@ -39,6 +39,13 @@ struct source_ops {
     void (*throttle)(void *opaque, unsigned percent);
     /* A further connection to the same destination, for config.streams > 1. */
     int (*connect)(void *opaque, struct link **out);
+    /* Frames that came for a NIC since the guest was stopped, as whole records (docs/STREAM.md): fills
+     * `to`, sets the NIC's id, returns the bytes. 0: there are none now. Not called before the right
+     * to run was given away. NULL: there is no network. */
+    size_t (*take_frames)(void *opaque, char id[STREAM_ID_MAX], void *to, size_t size);
+    /* Returns when frames that have come by now can be taken, or after a moment. NULL with the one
+     * above. */
+    void (*settle_frames)(void *opaque);
 };
 
 struct source_config {
@@ -78,6 +85,8 @@ struct source_status {
     uint64_t downtime_ns;    /* from source_stopping() to the word that it runs */
     uint64_t peer_downtime_ns; /* as the destination measured it; 0: it did not say */
     bool shared;             /* memory was handed over, not copied */
+    uint64_t go_ns;          /* loop_now_ns() when the right to run was given away; 0: not yet */
+    uint64_t transit_ns;     /* that its word took, as half of a round trip; 0: not known */
 };
 
 struct source;
@@ -110,6 +119,13 @@ int source_finish(struct source *source, const struct snapshot *state, bool paus
  * Others: it does not run there, and will not.
  */
 int source_hand_over(struct source *source);
+
+/* After that gave 0: sends the guest what still comes for it here, until the destination has seen it
+ * send or receive by itself, at most for SOURCE_FOLLOW_MS. Cannot fail: the guest is not ours. */
+#define SOURCE_FOLLOW_MS 1000
+void source_follow(struct source *source);
+/* What the destination said of its NICs' first frames, a JSON text, or NULL; borrowed. */
+const char *source_traffic(const struct source *source);
 
 /* Ends the step that is under way with -ECANCELED. -EALREADY: the right to run was given away. */
 int source_cancel(struct source *source);

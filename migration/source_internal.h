@@ -64,6 +64,8 @@ struct source {
     bool stopped;   /* no limit to the rate any more */
     uint64_t begun_ns, stopping_ns;
     char *reason;   /* owns */
+    char *traffic; /* owns: what the destination said of it */
+    bool follows;  /* the destination takes frames that came late */
     pthread_mutex_t lock;
     uint64_t budget_from_ns, budget_bytes; /* for the limit to the rate */
     struct source_status status;

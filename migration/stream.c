@@ -69,7 +69,7 @@ int stream_pack_head(uint8_t bytes[STREAM_HEAD_BYTES], enum stream_kind kind, co
 {
     struct wire_section wire = {
         .kind = htole32(kind),
-        .flags = htole32(kind == STREAM_SUMS ? STREAM_OPTIONAL : 0),
+        .flags = htole32(kind == STREAM_SUMS || kind == STREAM_NETWORK ? STREAM_OPTIONAL : 0),
         .length = htole64(length),
         .payload_crc = htole32(payload_crc),
     };

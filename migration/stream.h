@@ -40,6 +40,9 @@ enum stream_kind {
     STREAM_TRANSFER = 32,  /* how pages will come: over how many connections, compressed how */
     STREAM_JOIN = 33,      /* a further connection belongs to this migration */
     STREAM_PACKED = 34,    /* pages of memory, compressed */
+    STREAM_FRAMES = 40,  /* that came for a NIC after the guest stopped; id "", empty: all so far */
+    STREAM_TRAFFIC = 41, /* when NICs had their first frames: JSON */
+    STREAM_NETWORK = 42, /* of NICs and their ports at the source: JSON; may be passed over */
 };
 
 /* A reader that does not know the kind may pass over the section. */

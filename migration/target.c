@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "migration/follow.h"
 #include "migration/target_internal.h"
 #include "vmm/util/log.h"
 #include "vmm/util/loop.h"
@@ -67,6 +68,7 @@ void target_get_status(const struct target *t, struct target_status *status)
     status->received_bytes = atomic_load_explicit(&t->received_bytes, memory_order_relaxed);
     status->paused = atomic_load_explicit(&t->paused, memory_order_relaxed);
     status->stopped_ns = atomic_load_explicit(&t->stopped_ns, memory_order_relaxed);
+    status->go_ns = atomic_load_explicit(&t->go_ns, memory_order_relaxed);
 }
 
 int target_damaged(struct target *t, const char *what)
@@ -170,6 +172,9 @@ static int take_hello(struct target *t, struct intake *in, const struct stream_s
     case STREAM_READY:
     case STREAM_GO:
     case STREAM_RUNNING:
+    case STREAM_FRAMES:
+    case STREAM_TRAFFIC:
+    case STREAM_NETWORK:
         return target_damaged(t, "a section came too early");
     }
     return pass_over(t, section, crc);
@@ -235,6 +240,7 @@ static int take_state(struct target *t, struct intake *in, const struct stream_s
     case STREAM_VM:
     case STREAM_VCPU:
     case STREAM_ADDRESSES:
+    case STREAM_NETWORK:
         return keep(t, in, section, crc);
     case STREAM_ABORT:
         return heard_abort(t, section, crc);
@@ -251,6 +257,8 @@ static int take_state(struct target *t, struct intake *in, const struct stream_s
     case STREAM_READY:
     case STREAM_GO:
     case STREAM_RUNNING:
+    case STREAM_FRAMES:
+    case STREAM_TRAFFIC:
         return target_damaged(t, "a section came at the wrong time");
     }
     return pass_over(t, section, crc);
@@ -289,7 +297,7 @@ int target_ready(struct target *t)
 {
     struct stream_section section;
     uint32_t crc;
-    int err = link_send(t->link, STREAM_READY, "", "", 0);
+    int err = link_send(t->link, STREAM_READY, "", FOLLOW_READY, strlen(FOLLOW_READY));
 
     if (err) {
         log_error("the connection to the source is lost: %s", strerror(-err));
@@ -298,11 +306,23 @@ int target_ready(struct target *t)
     err = stream_read_head(link_reader(t->link), &section, &crc);
     if (err)
         return err == -ECANCELED ? -ECONNRESET : err;
-    if (section.kind == STREAM_GO && section.length == 0)
+    if (section.kind == STREAM_GO && section.length == 0) {
+        atomic_store_explicit(&t->go_ns, loop_now_ns(), memory_order_relaxed);
         return 0;
+    }
     if (section.kind == STREAM_ABORT)
         return heard_abort(t, &section, crc);
     return target_damaged(t, "another word than that the guest may run");
+}
+
+void target_catch_up(struct target *t, const struct target_follow_ops *ops, void *opaque)
+{
+    follow_take_until_mark(t->link, ops, opaque);
+}
+
+void target_follow(struct target *t, const struct target_follow_ops *ops, void *opaque)
+{
+    follow_take_rest(t->link, ops, opaque);
 }
 
 int target_running(struct target *t, const char *json)

@@ -6,7 +6,7 @@
  * before it is used, for it may be damaged or anybody's.
  *
  *   hello -> report -> receive -> (the machine loads the state) -> ready -> (it takes its disks) ->
- *   running
+ *   catch_up -> running -> follow
  *
  * Until ready() gave 0 the guest must not run here.
  */
@@ -48,6 +48,24 @@ int target_receive(struct target *target, struct guest_memory *mem, struct snaps
  */
 int target_ready(struct target *target);
 
+/* What becomes of frames that reached the source when the guest was not there any more. */
+struct target_follow_ops {
+    /* For the NIC of that id; records that nobody has looked at yet. */
+    void (*frames)(void *opaque, const char *nic, const void *records, size_t size);
+    /* The source has sent all that came before the guest was announced here. */
+    void (*settled)(void *opaque);
+    /* When NICs had their first frames, as a JSON text, owned by the caller; NULL: not all had any.
+     * late: there will be no other time to ask. */
+    char *(*traffic)(void *opaque, bool late);
+};
+
+/* After ready() gave 0: takes what had come until then. Errors do not matter to the guest. */
+void target_catch_up(struct target *target, const struct target_follow_ops *ops, void *opaque);
+/* After running(): takes what comes still, until the source says that it was all, at most for
+ * TARGET_FOLLOW_MS or so. */
+#define TARGET_FOLLOW_MS 300
+void target_follow(struct target *target, const struct target_follow_ops *ops, void *opaque);
+
 /* Says that it runs, with a JSON text. */
 int target_running(struct target *target, const char *json);
 
@@ -58,6 +76,7 @@ struct target_status {
     uint64_t received_bytes; /* of pages */
     bool paused;             /* the guest was paused, and stays so */
     uint64_t stopped_ns;     /* loop_now_ns() when it heard that the guest stands still; 0: not yet */
+    uint64_t go_ns;          /* ... and that it is ours; 0: not yet */
 };
 /* Any thread. */
 void target_get_status(const struct target *target, struct target_status *status);

@@ -37,7 +37,7 @@ struct target {
     unsigned n_lanes;
     bool cancelled;
     atomic_bool lane_failed;
-    _Atomic uint64_t received_bytes, stopped_ns;
+    _Atomic uint64_t received_bytes, stopped_ns, go_ns;
     atomic_bool paused;
 };
 

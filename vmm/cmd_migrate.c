@@ -163,6 +163,27 @@ static void print_mismatches(const json_t *s)
     }
 }
 
+/* What the move was for each card: how long the guest was not heard of, and what came late. */
+static void print_nics(const json_t *s)
+{
+    const json_t *list = json_object_get(s, "nics");
+
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *nic = json_array_get(list, i);
+
+        printf("%s: ", text_of(nic, "id"));
+        if (json_object_get(nic, "gap_ms"))
+            printf("%.1f ms from its last frame here to its first there", number_of(nic, "gap_ms"));
+        else
+            printf("no frames around the move");
+        if (number_of(nic, "forwarded_frames") > 0)
+            printf("; %.0f that came late were sent after it", number_of(nic, "forwarded_frames"));
+        if (number_of(nic, "lost_frames") > 0)
+            printf(", %.0f found no room", number_of(nic, "lost_frames"));
+        putchar('\n');
+    }
+}
+
 static void print_summary(const json_t *s)
 {
     char packed[64] = "";
@@ -180,6 +201,7 @@ static void print_summary(const json_t *s)
         printf("; %d rounds, %.1f MiB sent%s, %.0f pages of which were zero skipped\n",
                (int)number_of(s, "rounds"), number_of(s, "sent_bytes") / 1048576, packed,
                number_of(s, "zero_pages"));
+    print_nics(s);
 }
 
 /* ---- asking ---- */

@@ -25,6 +25,7 @@
 #include "vmm/arch.h"
 #include "vmm/bus.h"
 #include "vmm/control.h"
+#include "vmm/machine_follow.h"
 #include "vmm/machine_internal.h"
 #include "vmm/probe.h"
 #include "vmm/process.h"
@@ -333,6 +334,7 @@ static void for_each_device(struct machine *m, void (*action)(struct device *dev
 static int pause_devices(struct machine *m)
 {
     for_each_device(m, device_pause);
+    machine_follow_hush(m);
     m->paused = true;
     return 0;
 }
@@ -684,6 +686,7 @@ void machine_destroy(struct machine *m)
     process_remove_guest(m->process, m);
     machine_migrate_destroy(m);
     machine_stop_announcing(m);
+    machine_follow_destroy(m);
     control_answer(process_control(m->process), m, -ECANCELED, NULL); /* whoever waits still */
     loop_timer_cancel(&m->grace);
     vcpus_destroy(m->vcpus);

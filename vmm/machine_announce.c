@@ -5,12 +5,15 @@
  * on. Addresses come from another process: they are checked, and never more than a switch keeps.
  */
 #include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "migration/snapshot.h"
 #include "net/announce.h"
 #include "net/port.h"
 #include "net/uplink.h"
+#include "vmm/machine_follow.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process_net.h"
 #include "vmm/util/loop_thread.h"
@@ -60,9 +63,24 @@ static int add_nic(struct machine_nic *nic, struct snapshot *state)
     return snapshot_add(state, STREAM_ADDRESSES, nic->id, bytes, (uint64_t)(at - bytes));
 }
 
-int machine_add_addresses(struct machine *m, struct snapshot *state)
+/* What a destination that does not know it passes over. */
+static int add_json(struct machine *m, struct snapshot *state)
 {
-    int err = 0;
+    json_t *nics = json_object(), *json = json_pack("{s:o}", "nics", nics);
+    char *text;
+    int err;
+
+    machine_follow_describe(m, nics);
+    text = json_dumps(json, JSON_COMPACT);
+    err = text ? snapshot_add(state, STREAM_NETWORK, "", text, strlen(text)) : -ENOMEM;
+    free(text);
+    json_decref(json);
+    return err;
+}
+
+int machine_add_network(struct machine *m, struct snapshot *state)
+{
+    int err = m->config->n_nets > 0 ? add_json(m, state) : 0;
 
     for (unsigned i = 0; !err && i < m->config->n_nets; i++)
         err = add_nic(&m->nics[i], state);

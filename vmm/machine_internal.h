@@ -18,6 +18,7 @@ struct kernel_image;
 struct lazy;
 struct loop_thread;
 struct migration;
+struct nic_follow;
 struct pci_bus;
 struct process_switch;
 struct snapshot;
@@ -37,6 +38,8 @@ struct machine_nic {
     struct switch_port *port;   /* of the switch; on its thread */
     struct uplink *uplink;      /* owned */
     struct announcer *announcer; /* owned; NULL: the guest has always been here */
+    struct virtio_device *vdev; /* borrowed from devices[] */
+    struct nic_follow *follow;  /* owned; NULL: it has not moved; machine_follow.c */
 };
 
 struct machine {
@@ -194,8 +197,9 @@ int machine_resume_by_force(struct machine *m);
 
 /* ---- migration: the addresses of NICs (machine_announce.c) ---- */
 
-/* Adds those that were seen to a state that leaves; announces those of a state that came. */
-int machine_add_addresses(struct machine *m, struct snapshot *state);
+/* Adds those that were seen, and what else of NICs and their ports goes along, to a state that
+ * leaves; announces the addresses of a state that came. */
+int machine_add_network(struct machine *m, struct snapshot *state);
 void machine_announce(struct machine *m, const struct snapshot *state);
 /* Before the NICs are destroyed. */
 void machine_stop_announcing(struct machine *m);

@@ -19,6 +19,7 @@
 #include "devices/virtio/blk.h"
 #include "migration/pages.h"
 #include "migration/source.h"
+#include "vmm/machine_follow.h"
 #include "vmm/machine_internal.h"
 #include "vmm/machine_receive.h"
 #include "vmm/process.h"
@@ -56,6 +57,7 @@ struct migration {
     int err;
     json_t *mismatches; /* owns: what the destination said; NULL: nothing yet */
     struct source_status last; /* once it is over */
+    json_t *nics; /* owns: then, what became of their frames; NULL: it did not go */
     char error[ERROR_MAX];
     /* The steps with the guest stopped. */
     struct snapshot state;
@@ -90,6 +92,16 @@ static void throttle(void *opaque, unsigned percent)
     (void)vcpus_throttle(((struct machine *)opaque)->vcpus, percent);
 }
 
+static size_t take_frames(void *opaque, char id[STREAM_ID_MAX], void *to, size_t size)
+{
+    return machine_follow_take(opaque, id, to, size);
+}
+
+static void settle_frames(void *opaque)
+{
+    machine_follow_settle(opaque);
+}
+
 static int connect_further(void *opaque, struct link **out)
 {
     const struct migration *g = ((struct machine *)opaque)->migration;
@@ -104,6 +116,8 @@ const struct source_ops machine_source_ops = {
     .log_clear = log_clear,
     .throttle = throttle,
     .connect = connect_further,
+    .take_frames = take_frames,
+    .settle_frames = settle_frames,
 };
 
 /* ---- the thread ---- */
@@ -225,6 +239,8 @@ static json_t *describe(struct migration *g)
     if (json && s.phase == SOURCE_COMPLETED && s.peer_downtime_ns > 0)
         json_object_set_new(json, "destination_downtime_ms",
                             json_real((double)s.peer_downtime_ns / NS_PER_MS));
+    if (json && g->nics)
+        json_object_set(json, "nics", g->nics);
     if (json && g->stage == STAGE_OVER && g->mismatches)
         json_object_set(json, "mismatches", g->mismatches);
     if (json && g->error[0])
@@ -266,6 +282,8 @@ static void finish(struct migration *g, int err)
         source_get_status(g->source, &g->last);
     else
         g->last.phase = SOURCE_FAILED;
+    if (g->last.phase == SOURCE_COMPLETED)
+        g->nics = machine_follow_tell(g->m, &g->last, source_traffic(g->source));
     if (g->check && !err)
         g->last.phase = SOURCE_CHECKED;
     if (err && !compared)
@@ -312,7 +330,12 @@ static int send_rest(void *arg)
 
 static int give(void *arg)
 {
-    return source_hand_over(((struct migration *)arg)->source);
+    struct migration *g = arg;
+    int err = source_hand_over(g->source);
+
+    if (!err && g->m->config->n_nets > 0)
+        source_follow(g->source);
+    return err;
 }
 
 static void cancel_source(void *arg)
@@ -340,11 +363,13 @@ static int stop_and_send(struct migration *g)
     int err;
 
     source_stopping(g->source);
+    machine_follow_keep(m);
     err = machine_quiesce(m);
+    machine_follow_ask(m);
     if (!err)
         err = machine_gather(m, &g->state);
     if (!err)
-        err = machine_add_addresses(m, &g->state);
+        err = machine_add_network(m, &g->state);
     return err ? err : machine_work(m, send_rest, cancel_source, g);
 }
 
@@ -360,6 +385,7 @@ static void take_back(struct migration *g, bool disks_free)
     }
     if (!g->was_paused)
         (void)machine_resume(m);
+    machine_follow_back(m);
 }
 
 static void hand_over(struct migration *g)
@@ -378,9 +404,12 @@ static void hand_over(struct migration *g)
         err = machine_work(m, give, cancel_source, g);
     }
     m->saving = false;
+    if (!err)
+        machine_follow_unplug(m);
     if (err == -EINPROGRESS) {
         m->paused = true;
         m->in_doubt = true;
+        machine_follow_back(m);
         log_error("%s: the connection was lost at the moment of the hand-over: see 'ferry migrate "
                   "--status %s'", m->config->name, m->config->name);
     } else if (err) {
@@ -448,6 +477,7 @@ static void destroy(struct migration *g)
     snapshot_fini(&g->hello);
     snapshot_fini(&g->state);
     json_decref(g->mismatches);
+    json_decref(g->nics);
     if (g->cancel_fd >= 0)
         close(g->cancel_fd);
     pthread_mutex_destroy(&g->lock);

@@ -33,10 +33,13 @@ static int make_nic(struct nic_work *work, struct virtio_device **vdev, struct n
     const struct net_options *net = &work->m->config->nets[work->index];
     struct machine_nic *nic = &work->m->nics[work->index];
     struct virtio_net_options options = {0};
+    int err;
 
     net_card_apply(&net->card, &options);
     memcpy(options.mac, net->mac.bytes, sizeof(options.mac));
-    return virtio_net_create(vdev, &nic->env, nic->id, &options, port);
+    err = virtio_net_create(vdev, &nic->env, nic->id, &options, port);
+    nic->vdev = err ? NULL : *vdev;
+    return err;
 }
 
 static int plug_into_uplink(struct nic_work *work, struct net_port *port)

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "migration/target.h"
+#include "vmm/machine_follow.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
@@ -25,6 +26,7 @@ struct arrival {
     struct snapshot state;
     bool shared; /* memory is here already */
     const char *why; /* for the refusal */
+    uint64_t go_ns;  /* when the guest became ours */
 };
 
 static int receive(void *arg)
@@ -37,6 +39,37 @@ static int receive(void *arg)
 static int wait_for_right(void *arg)
 {
     return target_ready(((struct arrival *)arg)->target);
+}
+
+static void put_frames(void *opaque, const char *nic, const void *records, size_t size)
+{
+    machine_follow_put(((struct arrival *)opaque)->m, nic, records, size);
+}
+
+static void release(void *opaque)
+{
+    machine_follow_release(((struct arrival *)opaque)->m);
+}
+
+static char *tell_traffic(void *opaque, bool late)
+{
+    struct arrival *a = opaque;
+
+    return machine_follow_traffic(a->m, a->go_ns, late);
+}
+
+static const struct target_follow_ops follow_ops = {put_frames, release, tell_traffic};
+
+static int catch_up(void *arg)
+{
+    target_catch_up(((struct arrival *)arg)->target, &follow_ops, arg);
+    return 0;
+}
+
+static int follow(void *arg)
+{
+    target_follow(((struct arrival *)arg)->target, &follow_ops, arg);
+    return 0;
 }
 
 static int refuse(void *arg)
@@ -76,7 +109,9 @@ static int give_up(struct arrival *a, const char *why, int err)
 static int go_on(struct arrival *a)
 {
     struct target_status status;
-    char text[80];
+    uint64_t stopped_for_ns;
+    char text[96];
+    bool follows;
     int err = machine_lock_disks(a->m, true);
 
     if (err)
@@ -85,15 +120,26 @@ static int go_on(struct arrival *a)
     a->m->incoming = false;
     a->m->saving = false;
     a->m->arrived = true;
+    a->go_ns = status.go_ns;
+    follows = machine_follow_open(a->m, &a->state);
     if (!status.paused)
         (void)machine_resume(a->m);
-    snprintf(text, sizeof(text), "{\"downtime_ns\":%llu}",
-             (unsigned long long)(loop_now_ns() - status.stopped_ns));
+    stopped_for_ns = loop_now_ns() - status.stopped_ns;
+    /* What came while the guest stood still goes before what is sent here once it is announced; and
+     * that is on its way when the source hears that the guest runs. */
+    if (follows)
+        (void)machine_work(a->m, catch_up, cancel, a);
+    machine_announce(a->m, &a->state);
+    snprintf(text, sizeof(text), "{\"downtime_ns\":%llu,\"since_go_ns\":%llu}",
+             (unsigned long long)stopped_for_ns,
+             (unsigned long long)(loop_now_ns() - status.go_ns));
     process_claim_name(a->m->process, a->m->config->name);
     if (target_running(a->target, text) < 0)
         log_warn("%s runs here, but its source may not have heard of it: 'ferry stop -f' ends what "
                  "waits there", a->m->config->name);
-    machine_announce(a->m, &a->state);
+    else if (follows)
+        (void)machine_work(a->m, follow, cancel, a);
+    machine_follow_release(a->m);
     return 0;
 }
 

@@ -269,6 +269,37 @@ static void resume(struct virtio_device *vdev)
     net->restored = false;
 }
 
+/* ---- on the move ---- */
+
+void virtio_net_divert(struct virtio_device *vdev, bool always,
+                       void (*take)(void *opaque, const struct net_frame *frame), void *opaque)
+{
+    struct virtio_net *net = net_of(vdev);
+
+    net->divert = take;
+    net->divert_opaque = opaque;
+    net->divert_always = always && take;
+    if (vdev->paused && take)
+        net_rx_feed(net);
+}
+
+void net_note_traffic(struct virtio_net *net)
+{
+    net->traffic.last_ns = loop_now_ns();
+    if (!net->traffic.first_ns)
+        net->traffic.first_ns = net->traffic.last_ns;
+}
+
+void virtio_net_watch(struct virtio_device *vdev)
+{
+    net_of(vdev)->traffic.first_ns = 0;
+}
+
+void virtio_net_get_traffic(const struct virtio_device *vdev, struct virtio_net_traffic *traffic)
+{
+    *traffic = net_of((struct virtio_device *)vdev)->traffic;
+}
+
 /* ---- state ---- */
 
 static void state_get(void *object, void *to)

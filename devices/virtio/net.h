@@ -53,6 +53,24 @@ void virtio_net_set_link(struct virtio_device *vdev, bool up);
  * when it goes on from a saved state. With the device lock held; loop thread. */
 void virtio_net_announce(struct virtio_device *vdev);
 
+/*
+ * While the card is paused, or always, frames that come and that its driver wants go to `take`, which
+ * copies them; without it (NULL) they are the driver's, or refused while paused. A peer that was
+ * refused before is asked again. With the device lock held, which `take` runs under, too, and which
+ * is let go meanwhile; loop thread.
+ */
+void virtio_net_divert(struct virtio_device *vdev, bool always,
+                       void (*take)(void *opaque, const struct net_frame *frame), void *opaque);
+
+/* When frames passed between guest and wire, either way: loop_now_ns(), 0: never. */
+struct virtio_net_traffic {
+    uint64_t first_ns; /* since virtio_net_watch() */
+    uint64_t last_ns;
+};
+/* With the device lock held; loop thread. */
+void virtio_net_watch(struct virtio_device *vdev);
+void virtio_net_get_traffic(const struct virtio_device *vdev, struct virtio_net_traffic *traffic);
+
 /* Loop thread. */
 void virtio_net_get_counters(const struct virtio_device *vdev,
                              struct virtio_net_counters *counters);

@@ -75,6 +75,11 @@ struct virtio_net {
     struct loop_poller poller;
     bool polled;                   /* transmit queues are looked at without being kicked */
     struct virtio_net_counters counters;
+    struct virtio_net_traffic traffic;
+    /* Where frames go while the card is paused; NULL: they are refused. */
+    void (*divert)(void *opaque, const struct net_frame *frame);
+    void *divert_opaque;
+    bool divert_always; /* ... and also when it runs */
 };
 
 _Static_assert(VIRTIO_NET_MAX_PAIRS * 2 + 1 <= VIRTIO_MAX_QUEUES, "queues for all pairs");
@@ -128,6 +133,8 @@ uint32_t net_accepted(const struct virtio_net *net);
 /* The driver changed what it accepts, or what it wants to hear: the peer is to know. Any thread. */
 void net_offloads_changed(struct virtio_net *net);
 void net_filter_changed(struct virtio_net *net);
+/* Frames have just passed, either way. */
+void net_note_traffic(struct virtio_net *net);
 /* What is left is done after the loop looked at everything else. */
 void net_leave_for_later(struct virtio_net *net);
 

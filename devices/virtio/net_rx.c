@@ -348,12 +348,29 @@ static bool place(struct virtio_net *net, const struct net_frame *frame)
     return true;
 }
 
+/* Whether the frame is somebody else's affair: taken by him, or not wanted. */
+static bool divert(struct virtio_net *net, const struct net_frame *frame)
+{
+    struct start start;
+
+    if (!net->divert)
+        return false;
+    if (malformed(net, frame))
+        return true;
+    read_start(frame, &start, ETHER_HEADER + VLAN_TAG);
+    if (is_wanted(net, &start))
+        net->divert(net->divert_opaque, frame);
+    else
+        net->counters.filtered++;
+    return true;
+}
+
 static bool receive(struct virtio_net *net, const struct net_frame *frame)
 {
     struct virtio_device *vdev = &net->vdev;
 
-    if (vdev->paused)
-        return refuse(net);
+    if (vdev->paused || net->divert_always)
+        return divert(net, frame) || refuse(net);
     if (!virtio_device_live(vdev) || !net->link_up) {
         net->counters.not_ready++;
         return true;
@@ -383,6 +400,8 @@ unsigned net_rx_deliver(struct net_port *port, const struct net_frame *frames, u
         device_lock(net->vdev.env);
         copied = 0;
     }
+    if (taken > 0 && !net->vdev.paused && !net->divert_always)
+        net_note_traffic(net);
     device_unlock(net->vdev.env);
     return taken;
 }

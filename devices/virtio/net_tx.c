@@ -219,6 +219,7 @@ static bool send_batch(struct virtio_net *net, struct virtqueue *vq)
         device_unlock(vdev->env);
         taken = net_port_send(&net->port, batch->frames, batch->n_frames);
         device_lock(vdev->env);
+        net_note_traffic(net);
         /* Reset, or broken by what came in: the chains are not this queue's any more. */
         if (vdev->generation != generation || !virtio_device_live(vdev))
             return false;

@@ -118,8 +118,14 @@ static int connect_further(void *opaque, struct link **out)
     return link_create(out, near[0], "the target");
 }
 
-const struct source_ops rig_ops = {log_start, log_stop,        log_get, log_clear,
-                                   throttle,  connect_further};
+const struct source_ops rig_ops = {
+    .log_start = log_start,
+    .log_stop = log_stop,
+    .log_get = log_get,
+    .log_clear = log_clear,
+    .throttle = throttle,
+    .connect = connect_further,
+};
 
 struct guest *new_guest(void)
 {

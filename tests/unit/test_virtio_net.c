@@ -2362,3 +2362,89 @@ Test(virtio_net, a_card_destroyed_with_work_left_does_no_more_of_it)
     cr_assert_eq(peer.delivered, 0);
     cr_assert_null(peer.port.peer);
 }
+
+/* ---- on the move ---- */
+
+static unsigned diverted;
+
+static void take_away(void *opaque, const struct net_frame *frame)
+{
+    cr_assert_eq(opaque, &diverted);
+    cr_assert_eq(frame->length, 100);
+    diverted++;
+}
+
+static void divert(bool always, bool on)
+{
+    device_lock(&fake.env);
+    virtio_net_divert(vdev, always, on ? take_away : NULL, &diverted);
+    device_unlock(&fake.env);
+}
+
+Test(virtio_net, a_paused_card_gives_frames_to_who_takes_them_in_its_place)
+{
+    start(FILTER_BITS);
+    diverted = 0;
+    add_buffer(DATA, 2000);
+    virtio_pause(vdev);
+    cr_assert_not(send_to_card(card_mac, 100)); /* is held back, and asked for: */
+    divert(false, true);
+    cr_assert_eq(peer.readied, 1);
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert_eq(diverted, 1);
+    device_lock(&fake.env);
+    virtio_resume(vdev);
+    device_unlock(&fake.env);
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert_eq(diverted, 1);
+    assert_used(RX, HEADER + 100);
+}
+
+Test(virtio_net, only_frames_that_the_driver_wants_are_diverted)
+{
+    start(FILTER_BITS);
+    diverted = 0;
+    divert(false, true);
+    virtio_pause(vdev);
+    cr_assert(send_to_card(other_mac, 100));
+    cr_assert_eq(diverted, 0);
+    cr_assert_eq(counters().filtered, 1);
+}
+
+Test(virtio_net, a_running_card_gives_frames_away_while_that_is_wanted)
+{
+    struct virtio_net_traffic traffic;
+
+    start(0);
+    diverted = 0;
+    add_buffer(DATA, 2000);
+    divert(true, true);
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert_eq(diverted, 1);
+    virtio_net_get_traffic(vdev, &traffic);
+    cr_assert_eq(traffic.first_ns, 0);
+    divert(false, false);
+    cr_assert(send_to_card(card_mac, 100));
+    assert_used(RX, HEADER + 100);
+    virtio_net_get_traffic(vdev, &traffic);
+    cr_assert_neq(traffic.first_ns, 0);
+    cr_assert_eq(diverted, 1);
+}
+
+Test(virtio_net, the_first_frame_is_the_first_since_one_looks)
+{
+    struct virtio_net_traffic before, after;
+
+    start(0);
+    add_buffer(DATA, 2000);
+    cr_assert(send_to_card(card_mac, 100));
+    virtio_net_get_traffic(vdev, &before);
+    virtio_net_watch(vdev);
+    virtio_net_get_traffic(vdev, &after);
+    cr_assert_eq(after.first_ns, 0);
+    cr_assert_eq(after.last_ns, before.last_ns);
+    add_frame(DATA, 100, 0);
+    fake_driver_kick(vdev, TX);
+    virtio_net_get_traffic(vdev, &after);
+    cr_assert_geq(after.first_ns, before.last_ns);
+}
