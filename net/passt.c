@@ -29,6 +29,9 @@
 #define ROUTER_NUMBER 2u
 #define MAX_WORDS 160u
 #define WORD_MAX 64u
+/* More than a guest's TCP window is: passt drops what its socket has no room for, and a stream waits
+ * two seconds for it to notice. It sets this itself, but not for a socket that it is handed. */
+#define PASST_BUFFER (8 << 20)
 
 struct passt {
     pid_t pid;
@@ -179,6 +182,15 @@ static int start(struct passt *passt, const struct passt_config *config, int end
     return err;
 }
 
+/* As much as the host allows, which is all with CAP_NET_ADMIN. */
+static void make_room(int end)
+{
+    const int room = PASST_BUFFER;
+
+    if (setsockopt(end, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room)) < 0)
+        (void)setsockopt(end, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
+}
+
 int passt_create(struct passt **out, struct loop *loop, const struct passt_config *config)
 {
     struct stream_config stream = {.name = config->name, .fd = -1};
@@ -194,6 +206,7 @@ int passt_create(struct passt **out, struct loop *loop, const struct passt_confi
         free(passt);
         return err;
     }
+    make_room(ends[1]);
     err = start(passt, config, ends[1]);
     close(ends[1]);
     stream.fd = ends[0];

@@ -35,6 +35,7 @@
      VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX)
 #define WITHOUT_OFFLOADS (F_MTU | F_STATUS)
 #define WINDOW (1u << 20)
+#define GRACE  (100 * MILLISECOND)
 #define PIECE  (8u << 20) /* of a stream by time: what is queued ahead */
 
 /* As in tests/net/server.c. */
@@ -158,8 +159,19 @@ static void tell_rate(const char *name, uint64_t bytes, uint64_t time_ns)
         cost(name, time_ns * 1024 / (bytes / 1024));
 }
 
-/* The server tells in the end how many bytes came, and how many were wrong. Its FIN is not waited for:
- * passt keeps it to itself when ours came first. */
+/* passt of Debian 12 keeps the server's FIN to itself when ours came first, and is at a loss when it
+ * is reset then: such a connection is left as it is. */
+static void leave(void)
+{
+    struct deadline deadline = deadline_in(GRACE);
+
+    while (!connection_done(&connection) && !deadline_over(&deadline))
+        (void)connection_poll(&connection);
+    connection.state = CLOSED;
+}
+
+/* The server tells in the end how many bytes came, and how many were wrong. Our FIN waits until all
+ * is acknowledged: that passt takes it for the end though data before it are missing. */
 static void check_send(uint64_t ms, uint64_t bytes)
 {
     uint64_t begin = now_ns(), queued = bytes;
@@ -178,14 +190,15 @@ static void check_send(uint64_t ms, uint64_t bytes)
         connection.queued = connection.highest;
         queued = connection.queued - 1 - REQUEST_SIZE;
     }
-    connection_end(&connection);
     while (connection_received(&connection) < REQUEST_SIZE) {
+        if (!connection.ending && connection.acknowledged == connection.queued)
+            connection_end(&connection);
         if (!step("tcp-send"))
             return;
     }
     uint64_t end = now_ns(), came = number_at(connection.reply);
     uint64_t wrong = number_at(connection.reply + 8);
-    connection_abort(&connection);
+    leave();
     if (!check(came == queued && wrong == 0, "tcp-send", "%lu of %lu bytes came, %lu wrong", came,
                queued, wrong))
         return;
