@@ -107,18 +107,20 @@ _ferry() {
         migrate)
             case $previous in
                 --on-timeout) mapfile -t COMPREPLY < <(compgen -W 'stop give-up' -- "$word") ;;
+                --tls) mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
                 --compress) mapfile -t COMPREPLY < <(compgen -W 'zstd lz4 none' -- "$word") ;;
                 --downtime | --timeout | --bandwidth | --streams) ;;
                 *) mapfile -t COMPREPLY < <(compgen -W "$(_ferry_guests) --downtime --timeout
-                    --on-timeout --bandwidth --streams --compress --no-auto-converge --copy --check --cancel --status --json
+                    --on-timeout --bandwidth --streams --compress --tls --no-auto-converge --copy --check --cancel --status --json
                     --help" -- "$word") ;;
             esac ;;
         receive)
             case $previous in
                 --name) ;;
+                --tls) mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;
                 --from) mapfile -t COMPREPLY < <(compgen -A hostname -- "$word") ;;
                 *) mapfile -t COMPREPLY < <(compgen \
-                    -W 'tcp: unix: --name --from --switch --once --verbose --help' -- "$word") ;;
+                    -W 'tcp: tls: unix: --name --from --tls --switch --once --verbose --help' -- "$word") ;;
             esac ;;
         restore)
             [[ $previous == --name ]] ||

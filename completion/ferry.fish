@@ -37,6 +37,7 @@ complete -c ferry -n '__fish_seen_subcommand_from migrate' -l downtime -x -d 'Ho
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l timeout -x -d 'How long to copy while it runs'
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l on-timeout -x -a 'stop give-up' -d 'What then'
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l bandwidth -x -d 'Bytes a second'
+complete -c ferry -n '__fish_seen_subcommand_from migrate receive' -l tls -r -a '(__fish_complete_directories)' -d 'Certificates for tls:'
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l streams -x -d 'Connections at a time'
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l compress -x -a 'zstd lz4 none' -d 'Compress memory'
 complete -c ferry -n '__fish_seen_subcommand_from migrate' -l no-auto-converge -d 'Do not slow the guest'

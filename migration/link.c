@@ -4,7 +4,7 @@
  * Does not know what is sent (source.c, target.c), nor who is at the other end (link_address.c). A
  * message is written as a whole by one sendmsg() where the socket takes it. What a peer sends is read
  * by exactly the lengths that are expected; a descriptor that nobody asked for is closed. Threads: see
- * the header; no locks. Texts: unix(7) (SCM_RIGHTS), tcp(7).
+ * the header; no locks. Texts: unix(7) (SCM_RIGHTS), tcp(7), RFC 8446 (TLS 1.3).
  */
 #include "migration/link_internal.h"
 
@@ -28,6 +28,8 @@
 #define NS_PER_MS 1000000ull
 /* How long a peer that is told of the end may take to hang up. */
 #define FAREWELL_NS (1000 * NS_PER_MS)
+/* For a peer to prove who it is. */
+#define HANDSHAKE_NS (10000 * NS_PER_MS)
 #define KEEPALIVE_IDLE_S 5
 #define KEEPALIVE_INTERVAL_S 5
 #define KEEPALIVE_COUNT 4
@@ -37,7 +39,9 @@ struct link {
     int fd;                      /* owns */
     int cancel_fd;               /* owns: an eventfd, readable for good once cancelled */
     int received_fd;             /* owns; -1: none */
+    struct tls *tls;             /* owns; NULL: bytes go as they are */
     bool is_unix;
+    bool heard;           /* something was received */
     unsigned patience_ms; /* for receiving */
     uint64_t sent; /* bytes */
     char name[LINK_TEXT_MAX];
@@ -95,6 +99,7 @@ void link_destroy(struct link *link)
 {
     if (!link)
         return;
+    tls_destroy(link->tls);
     if (link->received_fd >= 0)
         close(link->received_fd);
     if (link->cancel_fd >= 0)
@@ -196,7 +201,8 @@ bool link_readable(struct link *link)
 {
     struct pollfd look = {.fd = link->fd, .events = POLLIN};
 
-    return poll(&look, 1, 0) > 0;
+    /* TLS has words of its own, which are nobody's news. */
+    return link->tls ? tls_readable(link->tls) : poll(&look, 1, 0) > 0;
 }
 
 /* ---- sending ---- */
@@ -214,6 +220,18 @@ static void advance(struct msghdr *message, size_t sent)
     }
 }
 
+static ssize_t transmit(struct link *link, const struct msghdr *message)
+{
+    ssize_t n;
+
+    if (link->tls) {
+        link->sent++; /* what it does not take may have left in part all the same */
+        return tls_send(link->tls, message->msg_iov->iov_base, message->msg_iov->iov_len);
+    }
+    n = sendmsg(link->fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return n < 0 ? -errno : n;
+}
+
 /* Sends all that the message names; its iovec is used up. */
 static int send_all(struct link *link, struct msghdr *message)
 {
@@ -222,7 +240,7 @@ static int send_all(struct link *link, struct msghdr *message)
 
     advance(message, 0);
     while (!err && message->msg_iovlen > 0) {
-        ssize_t n = sendmsg(link->fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = transmit(link, message);
 
         if (n > 0) {
             link->sent += (uint64_t)n;
@@ -230,10 +248,10 @@ static int send_all(struct link *link, struct msghdr *message)
             message->msg_control = NULL; /* what came along has been sent */
             message->msg_controllen = 0;
             deadline = patience_from_now();
-        } else if (n < 0 && errno == EAGAIN) {
+        } else if (n == -EAGAIN) {
             err = wait_ready(link, POLLOUT, deadline);
-        } else if (n < 0 && errno != EINTR) {
-            err = -errno;
+        } else if (n < 0 && n != -EINTR) {
+            err = (int)n;
         }
     }
     return err;
@@ -298,20 +316,66 @@ uint64_t link_sent(const struct link *link)
 
 /* Data that the peer has still on its way would make the kernel reset the connection, and the
  * message just sent with it: so it is taken in. */
-void link_abort(struct link *link, const char *why)
+static void take_leave(struct link *link)
 {
     uint64_t deadline = loop_now_ns() + FAREWELL_NS;
     char drop[4096];
     ssize_t n = 1;
 
-    if (link_send(link, STREAM_ABORT, "", why, strlen(why)) < 0)
-        return;
     (void)shutdown(link->fd, SHUT_WR);
     while (n != 0 && wait_ready(link, POLLIN, deadline) == 0) {
         n = recv(link->fd, drop, sizeof(drop), MSG_DONTWAIT);
         if (n < 0 && errno != EAGAIN && errno != EINTR)
             break;
     }
+}
+
+void link_abort(struct link *link, const char *why)
+{
+    if (link_send(link, STREAM_ABORT, "", why, strlen(why)) == 0)
+        take_leave(link);
+}
+
+/* ---- TLS ---- */
+
+static int shake_hands(struct link *link, int cancel_fd)
+{
+    const uint64_t deadline = loop_now_ns() + HANDSHAKE_NS;
+    int err;
+
+    while ((err = tls_handshake(link->tls)) == -EAGAIN) {
+        struct pollfd fds[3] = {{.fd = link->cancel_fd, .events = POLLIN},
+                                {.fd = cancel_fd, .events = POLLIN},
+                                {.fd = link->fd,
+                                 .events = tls_wants_write(link->tls) ? POLLOUT : POLLIN}};
+        uint64_t now = loop_now_ns();
+        int n = now < deadline ? poll(fds, 3, (int)((deadline - now) / NS_PER_MS) + 1) : 0;
+
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n > 0 && (fds[0].revents || fds[1].revents))
+            return -ECANCELED;
+        if (n == 0 && loop_now_ns() >= deadline)
+            return -ETIMEDOUT;
+    }
+    return err;
+}
+
+int link_secure(struct link *link, const struct tls_identity *identity, const char *host,
+                int cancel_fd, char reason[TLS_REASON_MAX])
+{
+    int err = tls_create(&link->tls, identity, link->fd, host);
+
+    reason[0] = '\0';
+    if (!err)
+        err = shake_hands(link, cancel_fd);
+    if (!err || err == -ECANCELED)
+        return err;
+    snprintf(reason, TLS_REASON_MAX, "%s",
+             link->tls && err != -ETIMEDOUT ? tls_reason(link->tls) : strerror(-err));
+    if (link->tls && err != -ETIMEDOUT)
+        take_leave(link); /* it may have been told why */
+    return err;
 }
 
 /* ---- receiving ---- */
@@ -333,6 +397,15 @@ static void keep_fd(struct link *link, struct msghdr *message)
     }
 }
 
+/* RFC 8446 §5.1: the type of a record that TLS begins or ends with. A stream begins otherwise. */
+static bool speaks_tls(const void *data)
+{
+    enum { ALERT = 21, HANDSHAKE = 22 };
+    const uint8_t first = *(const uint8_t *)data;
+
+    return first == ALERT || first == HANDSHAKE;
+}
+
 static ssize_t receive(struct link *link, void *data, size_t length)
 {
     struct iovec piece = {data, length};
@@ -342,8 +415,14 @@ static ssize_t receive(struct link *link, void *data, size_t length)
     } control;
     struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control,
                              .msg_controllen = sizeof(control)};
-    ssize_t n = recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    ssize_t n;
 
+    if (link->tls)
+        return tls_receive(link->tls, data, length);
+    n = recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n > 0 && !link->heard && !link->is_unix && speaks_tls(data))
+        return -EPROTO;
+    link->heard = link->heard || n > 0;
     if (n > 0)
         keep_fd(link, &message);
     return n < 0 ? -errno : n;
@@ -353,9 +432,14 @@ static int lost(const struct link *link, int err)
 {
     if (err == -ECANCELED)
         return err;
-    log_error("%s: %s", link->name,
-              err == -ETIMEDOUT ? "it does not answer" : "the connection is lost");
-    return err == -ETIMEDOUT ? err : -ECONNRESET;
+    if (link->tls && err != -ETIMEDOUT && tls_reason(link->tls)[0])
+        log_error("%s: %s", link->name, tls_reason(link->tls));
+    else
+        log_error("%s: %s", link->name,
+                  err == -ETIMEDOUT ? "it does not answer"
+                  : err == -EPROTO  ? "it speaks TLS, and this side does not: that is tls:HOST:PORT"
+                                    : "the connection is lost");
+    return err == -ETIMEDOUT || err == -EPROTO || err == -EKEYREJECTED ? err : -ECONNRESET;
 }
 
 static uint64_t receive_deadline(const struct link *link)

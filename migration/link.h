@@ -1,7 +1,7 @@
 /*
  * A connection between two processes that hand a guest over: sections of the stream, both ways.
  *
- * tcp:HOST:PORT (an IPv6 host in brackets) or unix:PATH. Every call blocks, at most for the link's
+ * tcp:HOST:PORT (an IPv6 host in brackets), tls:HOST:PORT or unix:PATH. Every call blocks, at most for the link's
  * patience, and ends early with -ECANCELED once link_cancel() was called. One thread sends and one
  * receives at a time; link_cancel() may be called by any. Sockets never raise SIGPIPE.
  */
@@ -13,20 +13,21 @@
 #include <sys/uio.h>
 
 #include "migration/stream.h"
+#include "migration/tls.h"
 
 struct link;
 
 #define LINK_PATIENCE_MS 30000 /* for the peer to take or send something */
 #define LINK_TEXT_MAX 256      /* bytes of an address, NUL included */
 
-/* What "tcp:HOST:PORT" or "unix:PATH" names. */
+/* What "tcp:HOST:PORT", "tls:HOST:PORT" or "unix:PATH" names. */
 struct link_address {
-    bool is_unix;
-    char host[LINK_TEXT_MAX]; /* tcp; empty: every address of this host */
-    char port[16];            /* tcp */
+    bool is_unix, is_tls;
+    char host[LINK_TEXT_MAX]; /* tcp, tls; empty: every address of this host */
+    char port[16];            /* tcp, tls */
     char path[108];           /* unix: what a socket's address can hold */
 };
-/* -EINVAL: neither; not logged. */
+/* -EINVAL: none of them; not logged. */
 int link_parse(struct link_address *address, const char *text);
 
 /* A listening socket, owned by the caller. The path of a unix socket that nobody listens on is taken
@@ -37,17 +38,25 @@ void link_unlisten(const struct link_address *address, int fd);
 /* The port that a listening tcp socket has: for a port 0 that was asked for. */
 unsigned link_port(int fd);
 
-/* Waits without limit for a peer. from: the host that it must be, by a name or address that is
- * looked up anew for each, or NULL: any; others are hung up on, and told in the log. The link is
- * the caller's. */
-int link_accept(struct link **out, int listen_fd, const char *from);
+/* Whom to connect to, or to take in. All borrowed. */
+struct link_terms {
+    /* Accepting: the host that it must be, by a name or address that is looked up anew for each; with
+     * TLS its certificate must be for that, too. NULL: any. */
+    const char *from;
+    const struct tls_identity *identity; /* for tls:, else NULL */
+    int cancel_fd;                       /* connecting: ends it when it becomes readable; -1: never */
+    char reason[TLS_REASON_MAX];         /* filled with why TLS failed, else empty */
+};
+
+/* Waits without limit for a peer. Others than terms allow are hung up on, and told in the log. The
+ * link is the caller's. */
+int link_accept(struct link **out, int listen_fd, struct link_terms *terms);
 /* The same for a further connection of the one who came by `link`: until deadline_ns (-ETIMEDOUT);
  * -ECANCELED, -ECONNRESET: that link was cancelled, or its peer hung up. */
-int link_accept_beside(struct link **out, struct link *link, int listen_fd, const char *from,
-                       uint64_t deadline_ns);
-/* Errors as of connect(2), -ETIMEDOUT; logged with the address. -ECANCELED when cancel_fd becomes
- * readable (-1: never). */
-int link_connect(struct link **out, const struct link_address *address, int cancel_fd);
+int link_accept_beside(struct link **out, struct link *link, int listen_fd,
+                       struct link_terms *terms, uint64_t deadline_ns);
+/* Errors as of connect(2) and tls_handshake(), -ETIMEDOUT; logged with the address. -ECANCELED. */
+int link_connect(struct link **out, const struct link_address *address, struct link_terms *terms);
 /* Takes over fd, a connected stream socket, also on error. */
 int link_create(struct link **out, int fd, const char *name);
 void link_destroy(struct link *link);
@@ -64,6 +73,11 @@ int link_wait(struct link *link, uint64_t ns);
 /* Sleeps until something came that was not read, the peer's end included: 0. Errors: -ETIMEDOUT after
  * ns, -ECANCELED. */
 int link_await(struct link *link, uint64_t ns);
+
+/* Puts TLS upon it, before anything was sent; cancel_fd beside its own (-1: none). host: as with
+ * tls_create(). Errors as of tls_handshake(), -ETIMEDOUT, -ECANCELED, with the reason in `reason`. */
+int link_secure(struct link *link, const struct tls_identity *identity, const char *host,
+                int cancel_fd, char reason[TLS_REASON_MAX]);
 
 /* ---- sending: 0, or not logged: -EPIPE, -ECONNRESET (it is gone), -ETIMEDOUT, -ECANCELED ---- */
 int link_send_header(struct link *link);

@@ -62,7 +62,8 @@ static int parse_tcp(struct link_address *address, const char *text)
 int link_parse(struct link_address *address, const char *text)
 {
     *address = (struct link_address){0};
-    if (strncmp(text, "tcp:", 4) == 0)
+    address->is_tls = strncmp(text, "tls:", 4) == 0;
+    if (address->is_tls || strncmp(text, "tcp:", 4) == 0)
         return parse_tcp(address, text + 4);
     if (strncmp(text, "unix:", 5) != 0 || text[5] == '\0')
         return -EINVAL;
@@ -78,7 +79,7 @@ static void name_address(const struct link_address *address, char *to, size_t si
     if (address->is_unix)
         snprintf(to, size, "unix:%s", address->path);
     else
-        snprintf(to, size, "tcp:%s%s%s:%s", is_v6 ? "[" : "", address->host, is_v6 ? "]" : "",
+        snprintf(to, size, "%s:%s%s%s:%s", address->is_tls ? "tls" : "tcp", is_v6 ? "[" : "", address->host, is_v6 ? "]" : "",
                  address->port);
 }
 
@@ -109,7 +110,8 @@ static int look_up(const struct link_address *address, bool passive, struct addr
 
     if (status == 0)
         return 0;
-    log_error("tcp:%s:%s: %s", address->host, address->port, gai_strerror(status));
+    log_error("%s:%s:%s: %s", address->is_tls ? "tls" : "tcp", address->host, address->port,
+              gai_strerror(status));
     return -EADDRNOTAVAIL;
 }
 
@@ -277,20 +279,43 @@ static int accept_from(int listen_fd, const char *from)
     }
 }
 
-int link_accept(struct link **out, int listen_fd, const char *from)
+/* The link of one who was admitted. -EAGAIN: it does not prove who it is, and was hung up on. */
+static int take_in(struct link **out, int fd, struct link_terms *terms)
 {
-    int fd = accept_from(listen_fd, from);
+    struct link *link;
+    int err = link_create(&link, fd, "the source");
 
-    if (fd < 0) {
-        int err = -errno;
-        log_error("cannot accept a guest: %s", strerror(-err));
+    if (err)
         return err;
+    if (terms->identity &&
+        link_secure(link, terms->identity, terms->from, -1, terms->reason) < 0) {
+        log_warn("somebody who wanted to hand over a guest was hung up on: %s", terms->reason);
+        link_destroy(link);
+        return -EAGAIN;
     }
-    return link_create(out, fd, "the source");
+    *out = link;
+    return 0;
 }
 
-int link_accept_beside(struct link **out, struct link *link, int listen_fd, const char *from,
-                       uint64_t deadline_ns)
+int link_accept(struct link **out, int listen_fd, struct link_terms *terms)
+{
+    int err;
+
+    do {
+        int fd = accept_from(listen_fd, terms->from);
+
+        if (fd < 0) {
+            err = -errno;
+            log_error("cannot accept a guest: %s", strerror(-err));
+            return err;
+        }
+        err = take_in(out, fd, terms);
+    } while (err == -EAGAIN);
+    return err;
+}
+
+int link_accept_beside(struct link **out, struct link *link, int listen_fd,
+                       struct link_terms *terms, uint64_t deadline_ns)
 {
     for (;;) {
         int fd, err = listen_fd < 0 ? -ENOTCONN : link_await_beside(link, listen_fd, deadline_ns);
@@ -301,8 +326,11 @@ int link_accept_beside(struct link **out, struct link *link, int listen_fd, cons
             return err;
         }
         fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
-        if (fd >= 0 && admit(fd, from))
-            return link_create(out, fd, "the source");
+        if (fd < 0 || !admit(fd, terms->from))
+            continue;
+        err = take_in(out, fd, terms);
+        if (err != -EAGAIN)
+            return err;
     }
 }
 
@@ -338,12 +366,35 @@ static int connect_to(const struct sockaddr *address, socklen_t length, int canc
     return err;
 }
 
-int link_connect(struct link **out, const struct link_address *address, int cancel_fd)
+/* The connection is there; who is at its end? */
+static int greet(struct link **out, const struct link_address *address, struct link_terms *terms,
+                 int fd, const char *name)
 {
+    struct link *link;
+    int err = link_create(&link, fd, name);
+
+    if (err)
+        return err;
+    if (address->is_tls)
+        err = link_secure(link, terms->identity, address->host, terms->cancel_fd, terms->reason);
+    if (!err) {
+        *out = link;
+        return 0;
+    }
+    if (terms->reason[0])
+        log_error("%s: %s", name, terms->reason);
+    link_destroy(link);
+    return err;
+}
+
+int link_connect(struct link **out, const struct link_address *address, struct link_terms *terms)
+{
+    const int cancel_fd = terms->cancel_fd;
     char name[LINK_TEXT_MAX + 32];
     struct addrinfo *found;
     int fd, err;
 
+    terms->reason[0] = '\0';
     name_address(address, name, sizeof(name));
     if (address->is_unix) {
         const struct sockaddr_un un = unix_address(address);
@@ -358,5 +409,5 @@ int link_connect(struct link **out, const struct link_address *address, int canc
             err = connect_to(at->ai_addr, at->ai_addrlen, cancel_fd, &fd);
         freeaddrinfo(found);
     }
-    return err ? report(address, "connect", err) : link_create(out, fd, name);
+    return err ? report(address, "connect", err) : greet(out, address, terms, fd, name);
 }

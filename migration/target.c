@@ -47,10 +47,10 @@ void target_destroy(struct target *t)
     free(t);
 }
 
-void target_set_door(struct target *t, int listen_fd, const char *from)
+void target_set_door(struct target *t, int listen_fd, struct link_terms *terms)
 {
     t->door_fd = listen_fd;
-    t->from = from;
+    t->terms = terms;
 }
 
 void target_cancel(struct target *t)

@@ -27,7 +27,7 @@ int target_create(struct target **out, struct link *link);
 void target_destroy(struct target *target);
 /* Where the source's further connections come, and from whom, as with link_accept(); both borrowed
  * until target_receive() ended. Without it there can be none. */
-void target_set_door(struct target *target, int listen_fd, const char *from);
+void target_set_door(struct target *target, int listen_fd, struct link_terms *terms);
 void target_cancel(struct target *target);
 
 /* -EOPNOTSUPP: the guest is to come in a way that this ferry does not know.

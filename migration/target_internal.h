@@ -28,7 +28,7 @@ struct target {
     struct link *link; /* owns */
     bool header_sent;
     int door_fd;      /* borrowed: where further connections come; -1: none */
-    const char *from; /* borrowed: who they must come from, or NULL */
+    struct link_terms *terms; /* borrowed: who may come so */
     unsigned streams; /* that the source wants */
     enum compress_method method;
     uint8_t token[PAGES_TOKEN_BYTES];

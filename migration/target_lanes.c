@@ -116,7 +116,7 @@ static bool is_ours(struct target *t, struct link *link)
 static int take_next(struct target *t, struct guest_memory *mem, uint64_t deadline_ns)
 {
     struct link *link;
-    int err = link_accept_beside(&link, t->link, t->door_fd, t->from, deadline_ns);
+    int err = link_accept_beside(&link, t->link, t->door_fd, t->terms, deadline_ns);
 
     if (err)
         return err;

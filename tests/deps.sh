@@ -6,9 +6,9 @@ set -euo pipefail
 packages=(
     # to build
     build-essential pkg-config
-    libfdt-dev libglib2.0-dev libjansson-dev liblz4-dev liblzma-dev libslirp-dev libmicrohttpd-dev libcurl4-gnutls-dev libyaml-dev liburing-dev libzstd-dev zlib1g-dev
+    libfdt-dev libglib2.0-dev libjansson-dev liblz4-dev liblzma-dev libslirp-dev libmicrohttpd-dev libcurl4-gnutls-dev libgnutls28-dev libyaml-dev liburing-dev libzstd-dev zlib1g-dev
     # to test
-    acpica-tools libcriterion-dev mandoc
+    acpica-tools libcriterion-dev mandoc gnutls-bin
     # the network modes
     iproute2 nftables passt procps util-linux
     # the small Linux for hosts whose KVM emulates kernel code

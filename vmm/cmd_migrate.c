@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "migration/tls.h"
 #include "vmm/client.h"
 #include "vmm/cmd.h"
 #include "vmm/util/log.h"
@@ -31,6 +32,7 @@ enum compression { COMPRESSION_NONE, COMPRESSION_ZSTD, COMPRESSION_LZ4 };
 struct migrate_options {
     char *name;
     char *address;
+    char *tls;
     uint64_t downtime_ms, timeout_ms;
     uint64_t bandwidth;
     unsigned streams;
@@ -77,7 +79,7 @@ static const struct cmd_operand operands[] = {
       .expects = "the name of a guest"}},
     {"ADDRESS",
      {.name = "address", .parse = option_parse_string, .offset = AT(address),
-      .expects = "tcp:HOST:PORT or unix:PATH"}},
+      .expects = "tcp:HOST:PORT, tls:HOST:PORT or unix:PATH"}},
     {0},
 };
 
@@ -99,6 +101,8 @@ static const struct cmd_option options[] = {
     {0, "METHOD", "none", "compress memory: zstd or lz4",
      {.name = "compress", .parse = option_parse_choice, .offset = AT(compression),
       .choices = methods}, NULL},
+    {0, "DIR", TLS_FOLDER, "certificates for tls:, client-*.pem",
+     {.name = "tls", .parse = option_parse_string, .offset = AT(tls), .expects = "a folder"}, NULL},
     {0, NULL, "off", "do not slow a guest that writes too fast",
      {.name = "no-auto-converge", .parse = option_parse_bool, .offset = AT(no_auto_converge)},
      NULL},
@@ -311,6 +315,7 @@ static const char *methods_name(enum compression compression)
 static json_t *make_body(const struct migrate_options *w)
 {
     char *address = absolute_address(w->address);
+    char *folder = w->tls ? realpath(w->tls, NULL) : NULL;
     json_t *body = json_pack("{s:s?, s:I, s:I, s:I, s:b, s:b, s:b}", "destination_url", address,
                              "downtime_ms", (json_int_t)w->downtime_ms, "timeout_ms",
                              (json_int_t)w->timeout_ms, "bandwidth", (json_int_t)w->bandwidth,
@@ -319,9 +324,12 @@ static json_t *make_body(const struct migrate_options *w)
 
     json_object_set_new(body, "streams", json_integer(w->streams));
     json_object_set_new(body, "compression", json_string(methods_name(w->compression)));
+    if (w->tls)
+        json_object_set_new(body, "tls", json_string(folder ? folder : w->tls));
     if (w->no_auto_converge)
         json_object_set_new(body, "throttle_max", json_integer(0));
     free(address);
+    free(folder);
     return body;
 }
 
@@ -400,6 +408,7 @@ static enum exit_status migrate(const struct command *command, int argc, char **
     }
     free(wanted.name);
     free(wanted.address);
+    free(wanted.tls);
     return status;
 }
 
@@ -409,7 +418,7 @@ const struct command cmd_migrate = {
     .summary = "Move a running guest to another ferry.",
     .options = options,
     .operands = operands,
-    .notes = "There, 'ferry receive ADDRESS' waits: tcp:HOST:PORT or unix:PATH. The guest runs\n"
-             "on here unless it runs there. Exit status: 1 if it runs on here.",
+    .notes = "There, 'ferry receive ADDRESS' waits: tcp:HOST:PORT, tls:HOST:PORT or unix:PATH.\n"
+             "The guest runs on here unless it runs there. Exit status: 1 if it runs on here.",
     .run = migrate,
 };

@@ -25,6 +25,7 @@ struct receive_options {
     char *address;
     char *name;
     char *from;
+    char *tls;
     bool once;
     unsigned verbose;
     struct cmd_switches switches;
@@ -40,7 +41,7 @@ static int read_switch(void *object, const char *text)
 static const struct cmd_operand operands[] = {
     {"ADDRESS",
      {.name = "address", .parse = option_parse_string, .offset = AT(address), .required = true,
-      .expects = "tcp:HOST:PORT or unix:PATH"}},
+      .expects = "tcp:HOST:PORT, tls:HOST:PORT or unix:PATH"}},
     {0},
 };
 
@@ -49,9 +50,11 @@ static const struct cmd_option options[] = {
      {.name = "name", .parse = option_parse_string, .offset = AT(name), .expects = "a name"}, NULL},
     {'s', "NAME", "none", "switch for the guest's cards; more: NAME,uplink=MODE;\nrepeat",
      {.name = "switch"}, read_switch},
-    {0, "HOST", "any", "take a guest of that host only (tcp:)",
+    {0, "HOST", "any", "take a guest of that host only (tcp:, tls:)",
      {.name = "from", .parse = option_parse_string, .offset = AT(from),
       .expects = "a host's name or address"}, NULL},
+    {0, "DIR", TLS_FOLDER, "certificates for tls:, server-*.pem",
+     {.name = "tls", .parse = option_parse_string, .offset = AT(tls), .expects = "a folder"}, NULL},
     {0, NULL, "off", "end when a guest does not come after all",
      {.name = "once", .parse = option_parse_bool, .offset = AT(once)}, NULL},
     {'v', NULL, "off", "say more; twice for everything",
@@ -161,6 +164,8 @@ static void release_signals(void)
 struct door {
     struct link_address address;
     int fd; /* owns; -1: closed, a guest has come */
+    struct link_terms terms;
+    struct tls_identity *identity; /* owns; NULL: not by TLS */
 };
 
 static void close_door(struct door *door)
@@ -180,7 +185,7 @@ static bool serve(const struct receive_options *wanted, struct door *door, struc
     machine_config_init(&v.config);
     err = target_create(&v.target, link);
     if (!err)
-        target_set_door(v.target, door->fd, wanted->from);
+        target_set_door(v.target, door->fd, &door->terms);
     if (!err)
         err = take_in(&v);
     if (err == -EOPNOTSUPP)
@@ -223,11 +228,12 @@ static void tell_address(const struct door *door)
 static enum exit_status wait_for_guest(const struct receive_options *wanted)
 {
     enum exit_status status = STATUS_FAILED;
-    struct door door = {.fd = -1};
+    struct door door = {.fd = -1, .terms = {.from = wanted->from, .cancel_fd = -1}};
     struct link *link;
 
     if (link_parse(&door.address, wanted->address) < 0) {
-        log_error("ADDRESS: '%s' is not valid: tcp:HOST:PORT or unix:PATH was expected",
+        log_error("ADDRESS: '%s' is not valid: tcp:HOST:PORT, tls:HOST:PORT or unix:PATH was "
+                  "expected",
                   wanted->address);
         return STATUS_USAGE;
     }
@@ -235,13 +241,20 @@ static enum exit_status wait_for_guest(const struct receive_options *wanted)
         log_error("--from does not go together with unix:PATH: who may open the socket may come");
         return STATUS_USAGE;
     }
-    if (link_listen(&door.address, &door.fd) < 0)
+    if (door.address.is_tls &&
+        tls_identity_create(&door.identity, wanted->tls, true, NULL) < 0)
         return STATUS_USAGE;
+    door.terms.identity = door.identity;
+    if (link_listen(&door.address, &door.fd) < 0) {
+        tls_identity_destroy(door.identity);
+        return STATUS_USAGE;
+    }
     tell_address(&door);
-    while (link_accept(&link, door.fd, wanted->from) == 0)
+    while (link_accept(&link, door.fd, &door.terms) == 0)
         if (serve(wanted, &door, link, &status))
             break;
     close_door(&door);
+    tls_identity_destroy(door.identity);
     return status;
 }
 
@@ -264,6 +277,7 @@ static enum exit_status receive(const struct command *command, int argc, char **
     free(wanted.address);
     free(wanted.name);
     free(wanted.from);
+    free(wanted.tls);
     cmd_free_switches(&wanted.switches);
     return status;
 }
@@ -274,7 +288,7 @@ const struct command cmd_receive = {
     .summary = "Wait for a guest that migrates here, and go on with it.",
     .options = options,
     .operands = operands,
-    .notes = "ADDRESS: tcp:HOST:PORT (HOST may be empty: any) or unix:PATH.\n"
+    .notes = "ADDRESS: tcp:HOST:PORT or tls:HOST:PORT (HOST may be empty: any), or unix:PATH.\n"
              "Exit status: as of 'ferry run'.",
     .run = receive,
 };

@@ -22,6 +22,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "migration/tls_api.h"
 #include "net/slirp_api.h"
 #include "vmm/arch.h"
 #include "vmm/client.h"
@@ -289,6 +290,7 @@ static const struct {
      "on Debian: apt-get install libmicrohttpd12"},
     {"libcurl", CURL_SONAME, CURL_OTHER_SONAME, "ferry ps, pause, resume, reboot and stop",
      "on Debian: apt-get install libcurl3-gnutls"},
+    {"libgnutls", TLS_SONAME, TLS_SONAME, "migration by tls:", "on Debian: apt-get install libgnutls30"},
     {"libyaml", YAML_SONAME, YAML_SONAME, "ferry up", "on Debian: apt-get install libyaml-0-2"},
 };
 

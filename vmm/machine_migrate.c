@@ -44,6 +44,9 @@ struct migration {
     enum stage stage;
     char *url; /* owns */
     struct link_address address;
+    char *tls_folder;              /* owns; NULL: the usual one */
+    struct tls_identity *identity; /* owns; NULL: not by TLS */
+    struct link_terms terms;
     struct source_config config;
     bool check; /* no more than the comparison */
     struct snapshot hello;
@@ -105,8 +108,9 @@ static void settle_frames(void *opaque)
 static int connect_further(void *opaque, struct link **out)
 {
     const struct migration *g = ((struct machine *)opaque)->migration;
+    struct link_terms terms = g->terms;
 
-    return link_connect(out, &g->address, g->cancel_fd);
+    return link_connect(out, &g->address, &terms);
 }
 
 const struct source_ops machine_source_ops = {
@@ -126,8 +130,14 @@ static int connect_source(struct migration *g)
 {
     struct source *source;
     struct link *link;
-    int err = link_connect(&link, &g->address, g->cancel_fd);
+    int err = 0;
 
+    g->terms.cancel_fd = g->cancel_fd;
+    if (g->address.is_tls)
+        err = tls_identity_create(&g->identity, g->tls_folder, false, g->terms.reason);
+    g->terms.identity = g->identity;
+    if (!err)
+        err = link_connect(&link, &g->address, &g->terms);
     if (!err)
         err = source_create(&source, link, g->m->mem, &machine_source_ops, g->m, &g->config);
     if (err)
@@ -265,6 +275,16 @@ static void explain(struct migration *g)
     else if (reason)
         snprintf(g->error, sizeof(g->error), "the destination gave up: %s; the guest runs on here",
                  reason);
+    else if (g->terms.reason[0])
+        snprintf(g->error, sizeof(g->error), "%s: %s; the guest runs on here", g->url,
+                 g->terms.reason);
+    else if (g->err == -EKEYREJECTED)
+        snprintf(g->error, sizeof(g->error),
+                 "%s: the destination does not take this side's certificate; its log says why; the "
+                 "guest runs on here", g->url);
+    else if (g->err == -EPROTO)
+        snprintf(g->error, sizeof(g->error),
+                 "%s: the destination speaks TLS: tls:HOST:PORT; the guest runs on here", g->url);
     else
         snprintf(g->error, sizeof(g->error), "%s: %s; the guest runs on here", g->url,
                  strerror(-g->err));
@@ -481,6 +501,8 @@ static void destroy(struct migration *g)
     if (g->cancel_fd >= 0)
         close(g->cancel_fd);
     pthread_mutex_destroy(&g->lock);
+    tls_identity_destroy(g->identity);
+    free(g->tls_folder);
     free(g->url);
     free(g);
 }
@@ -558,6 +580,8 @@ static int new_migration(struct migration **out, struct machine *m, const char *
     };
     g->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     g->url = strdup(url);
+    if (json_is_string(json_object_get(body, "tls")))
+        g->tls_folder = strdup(json_string_value(json_object_get(body, "tls")));
     err = read_transfer(&g->config, body, reply);
     if (!err && (g->cancel_fd < 0 || !g->url))
         err = -ENOMEM;
@@ -574,7 +598,7 @@ bool machine_is_moving(const struct machine *m)
     return m->arrival || (m->migration && m->migration->stage != STAGE_OVER);
 }
 
-/* {"destination_url": "tcp:HOST:PORT" or "unix:PATH"}; answers at the end. */
+/* {"destination_url": "tcp:HOST:PORT", "tls:HOST:PORT" or "unix:PATH"}; answers at the end. */
 static int send_migration(void *opaque, const json_t *body, json_t **reply)
 {
     struct machine *m = opaque;
@@ -584,8 +608,8 @@ static int send_migration(void *opaque, const json_t *body, json_t **reply)
     int err;
 
     if (!url || link_parse(&address, url) < 0) {
-        *reply = json_sprintf("destination_url: '%s' is not valid: tcp:HOST:PORT or unix:PATH was "
-                              "expected", url ? url : "");
+        *reply = json_sprintf("destination_url: '%s' is not valid: tcp:HOST:PORT, tls:HOST:PORT or "
+                              "unix:PATH was expected", url ? url : "");
         return -EINVAL;
     }
     if (m->save_path || machine_is_moving(m) || control_busy(process_control(m->process), m)) {

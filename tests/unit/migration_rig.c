@@ -235,11 +235,12 @@ static enum verdict arrive(struct arrival *a, struct target *t)
 
 void *arrive_main(void *arg)
 {
+    struct link_terms terms = {.cancel_fd = -1};
     struct arrival *a = arg;
     struct target *t;
 
     cr_assert_eq(target_create(&t, a->link), 0);
-    target_set_door(t, a->door_fd, NULL);
+    target_set_door(t, a->door_fd, &terms);
     a->verdict = arrive(a, t);
     target_destroy(t);
     return NULL;

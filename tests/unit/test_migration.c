@@ -318,6 +318,18 @@ Test(migration, reads_addresses)
     cr_expect_eq(link_parse(&a, "unix:/run/x y"), 0);
     cr_expect_str_eq(a.path, "/run/x y");
     cr_expect(a.is_unix);
+    cr_expect_eq(link_parse(&a, "tls:hostb:4444"), 0);
+    cr_expect_str_eq(a.host, "hostb");
+    cr_expect(a.is_tls && !a.is_unix);
+}
+
+Test(migration, names_the_file_of_a_certificate_that_is_missing)
+{
+    char reason[TLS_REASON_MAX] = "";
+    struct tls_identity *identity;
+
+    cr_expect_eq(tls_identity_create(&identity, "/nowhere", true, reason), -ENOENT);
+    cr_expect_str_eq(reason, "/nowhere/ca-cert.pem: No such file or directory");
 }
 
 /* A connection to the port from that address of this host. */
@@ -336,6 +348,7 @@ static int connect_from(const char *from, unsigned port)
 
 Test(migration, takes_a_guest_of_the_host_that_was_named_and_of_no_other)
 {
+    struct link_terms terms = {.from = "127.0.0.3", .cancel_fd = -1};
     struct link_address address;
     int listen_fd, stranger, friend;
     struct link *link;
@@ -345,7 +358,7 @@ Test(migration, takes_a_guest_of_the_host_that_was_named_and_of_no_other)
     cr_assert_eq(link_listen(&address, &listen_fd), 0);
     stranger = connect_from("127.0.0.2", link_port(listen_fd));
     friend = connect_from("127.0.0.3", link_port(listen_fd));
-    cr_assert_eq(link_accept(&link, listen_fd, "127.0.0.3"), 0);
+    cr_assert_eq(link_accept(&link, listen_fd, &terms), 0);
     cr_expect_eq(read(stranger, &byte, 1), 0, "hung up on");
     cr_expect_eq(write(friend, "x", 1), 1);
     cr_assert_eq(link_reader(link)->fill(link_reader(link), &byte, 1), 0);
@@ -359,7 +372,7 @@ Test(migration, takes_a_guest_of_the_host_that_was_named_and_of_no_other)
 Test(migration, refuses_what_is_no_address)
 {
     static const char *const wrong[] = {"", "hostb:1", "tcp:", "tcp:hostb", "tcp:h:", "tcp:h:x",
-                                        "tcp:h:70000", "tcp:::1:1", "unix:", "udp:h:1"};
+                                        "tcp:h:70000", "tcp:::1:1", "unix:", "udp:h:1", "tls:h", "tls:"};
     struct link_address a;
 
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
