@@ -46,7 +46,7 @@ _ferry_run() {
         -m | --memory)
             if [[ $1 == *,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                    -W 'hugepages=2M hugepages=1G prealloc=on' -- "${1##*,}")
+                    -W 'hugepages=2M hugepages=1G prealloc=on dirty-ring=4096' -- "${1##*,}")
             else
                 mapfile -t COMPREPLY < <(compgen -W '512M 1G 2G 4G' -- "$1")
             fi ;;

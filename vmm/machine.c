@@ -217,6 +217,10 @@ static int build_vm(struct machine *m)
 {
     int err = vm_create(&m->vm, m->mem, m->assist);
 
+    if (!err && m->config->memory.dirty_ring &&
+        vm_use_dirty_rings(m->vm, m->config->memory.dirty_ring) < 0)
+        log_warn("memory: this host's KVM has no dirty rings of %u entries: its log is used",
+                 m->config->memory.dirty_ring);
     return err && err != -ENOMEM ? -EOPNOTSUPP : err;
 }
 

@@ -64,6 +64,17 @@ static int parse_hugepages(const struct option_key *key, const char *text, void 
     return 0;
 }
 
+static int parse_dirty_ring(const struct option_key *key, const char *text, void *field)
+{
+    const struct option_key limits = {.name = key->name, .min = 1024, .max = 65536};
+    unsigned entries;
+
+    if (option_parse_number(&limits, text, &entries) < 0 || (entries & (entries - 1)) != 0)
+        return -EINVAL;
+    *(unsigned *)field = entries;
+    return 0;
+}
+
 static const struct option_key memory_keys[] = {
     {.name = "size",
      .parse = option_parse_size,
@@ -77,6 +88,10 @@ static const struct option_key memory_keys[] = {
     {.name = "prealloc",
      .parse = option_parse_bool,
      .offset = offsetof(struct memory_options, prealloc)},
+    {.name = "dirty-ring",
+     .parse = parse_dirty_ring,
+     .offset = offsetof(struct memory_options, dirty_ring),
+     .expects = "a power of two from 1024 to 65536"},
     {0},
 };
 

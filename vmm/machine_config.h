@@ -25,6 +25,7 @@
 struct memory_options {
     uint64_t size;      /* bytes; a multiple of 4 KiB and of hugepages */
     uint64_t hugepages; /* 0, or the size of the huge pages to use: 2 MiB or 1 GiB */
+    unsigned dirty_ring; /* entries of each vCPU's ring of written pages; 0: KVM's log instead */
     bool prealloc;      /* take every page from the host before the guest starts */
 };
 

@@ -61,11 +61,15 @@ static json_t *net_json(const struct net_options *net)
 
 static json_t *memory_text(const struct memory_options *memory)
 {
-    return json_sprintf("%lluK%s%s", (unsigned long long)(memory->size / KIB),
+    char ring[32] = "";
+
+    if (memory->dirty_ring)
+        snprintf(ring, sizeof(ring), ",dirty-ring=%u", memory->dirty_ring);
+    return json_sprintf("%lluK%s%s%s", (unsigned long long)(memory->size / KIB),
                         memory->hugepages == 2 * MIB ? ",hugepages=2M"
                         : memory->hugepages          ? ",hugepages=1G"
                                                      : "",
-                        memory->prealloc ? ",prealloc=on" : "");
+                        memory->prealloc ? ",prealloc=on" : "", ring);
 }
 
 char *machine_config_to_json(const struct machine_config *config)

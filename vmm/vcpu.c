@@ -186,6 +186,10 @@ static void handle_exit(struct vcpu *vcpu)
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
         return;
+    case KVM_EXIT_DIRTY_RING_FULL:
+        if (vm_reap_dirty_rings(vcpu->set->config.vm) < 0)
+            fail(vcpu, VCPU_ERROR, "the ring of written pages stays full");
+        return;
     case KVM_EXIT_SHUTDOWN:
         snprintf(detail, sizeof(detail), "vCPU %u: triple fault at %#llx", vcpu->index,
                  (unsigned long long)arch_vcpu_ip(vcpu->fd));
@@ -360,7 +364,10 @@ static int create_fd(struct vcpu *vcpu, struct vm *vm)
         log_error("vCPU %u: cannot map its run structure: %s", vcpu->index, strerror(-err));
         return err;
     }
-    return 0;
+    err = vm_add_dirty_ring(vm, vcpu->fd);
+    if (err)
+        log_error("vCPU %u: cannot map its ring of written pages: %s", vcpu->index, strerror(-err));
+    return err;
 }
 
 static int create_vcpu(struct vcpus *set, unsigned index)

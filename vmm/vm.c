@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "vmm/arch.h"
+#include "vmm/dirty_ring.h"
 #include "vmm/kvm_intc.h"
 #include "vmm/memory.h"
 #include "vmm/util/log.h"
@@ -29,6 +30,7 @@ struct vm {
     bool manual_clear;      /* pages are protected again by KVM_CLEAR_DIRTY_LOG alone */
     struct arch_vm *arch;   /* owns */
     struct kvm_intc *kintc; /* owns */
+    struct dirty_rings *rings; /* owns; NULL: KVM's log is used */
 };
 
 static void explain_open_failure(int err)
@@ -175,6 +177,7 @@ void vm_destroy(struct vm *vm)
 {
     if (!vm)
         return;
+    dirty_rings_destroy(vm->rings);
     kvm_intc_destroy(vm->kintc);
     arch_vm_destroy(vm->arch);
     if (vm->fd >= 0)
@@ -216,6 +219,31 @@ int vm_reset(struct vm *vm)
 
 /* ---- the log of dirty pages ---- */
 
+int vm_use_dirty_rings(struct vm *vm, unsigned entries)
+{
+    return dirty_rings_create(&vm->rings, vm->fd, vm->mem, entries);
+}
+
+int vm_add_dirty_ring(struct vm *vm, int vcpu_fd)
+{
+    return vm->rings ? dirty_rings_add(vm->rings, vcpu_fd) : 0;
+}
+
+int vm_reap_dirty_rings(struct vm *vm)
+{
+    return vm->rings ? dirty_rings_reap(vm->rings) : 0;
+}
+
+/* What the rings say protects its pages again at once, so that nothing is left to be cleared. */
+static int start_rings(struct vm *vm)
+{
+    int err = dirty_rings_reap(vm->rings); /* of a former time */
+
+    vm->manual_clear = false;
+    dirty_rings_forget(vm->rings);
+    return err ? err : set_slots(vm, KVM_MEM_LOG_DIRTY_PAGES);
+}
+
 int vm_dirty_start(struct vm *vm)
 {
     struct kvm_enable_cap manual = {
@@ -224,6 +252,8 @@ int vm_dirty_start(struct vm *vm)
                  (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)},
     };
 
+    if (vm->rings)
+        return start_rings(vm);
     /* api.rst §7.18: without it, reading the log clears it, and protects all pages at once. */
     vm->manual_clear = manual.args[0] != 0 && ioctl(vm->fd, KVM_ENABLE_CAP, &manual) == 0;
     return set_slots(vm, KVM_MEM_LOG_DIRTY_PAGES);
@@ -239,6 +269,12 @@ int vm_dirty_get(struct vm *vm, unsigned region, uint64_t *bitmap)
     struct kvm_dirty_log log = {.slot = region, .dirty_bitmap = bitmap};
     int err;
 
+    if (vm->rings) {
+        err = dirty_rings_reap(vm->rings);
+        if (!err)
+            dirty_rings_take(vm->rings, region, bitmap);
+        return err;
+    }
     if (ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log) == 0)
         return 0;
     err = -errno;

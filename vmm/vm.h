@@ -35,6 +35,14 @@ unsigned kvm_max_vcpus(int kvm_fd);
  * life. With `assist`, its vCPUs may be created with help where KVM leaves things undone. Logged errors: those of kvm_open(), -ENOTSUP (a capability is missing, named), of KVM.
  */
 int vm_create(struct vm **out, struct guest_memory *mem, bool assist);
+/*
+ * Has the vCPUs tell which pages they write by rings of so many entries each (a power of two), instead
+ * of KVM's dirty log. Before any vCPU is created. -ENOTSUP: this KVM has none of that size; not logged.
+ */
+int vm_use_dirty_rings(struct vm *vm, unsigned entries);
+/* A vCPU was created; its ring is full, and it may go on when this is done. Without rings: nothing. */
+int vm_add_dirty_ring(struct vm *vm, int vcpu_fd);
+int vm_reap_dirty_rings(struct vm *vm);
 /* After every vCPU was destroyed and every MSI freed. */
 void vm_destroy(struct vm *vm);
 
@@ -49,7 +57,8 @@ int vm_save(struct vm *vm, struct state_buffer *out);
 int vm_load(struct vm *vm, struct state_reader *in);
 
 /*
- * KVM's log of the pages that the guest writes; for migration. Any one thread at a time. Regions are
+ * KVM's log of the pages that the guest writes; for migration. Any one thread at a time; clear by several,
+ * of other pages each. Regions are
  * those of memory_regions(). Bitmaps have a bit for each page of 4096 bytes and are whole words.
  * start: logging begins; every page may count as written at first. clear: of [first, first + pages),
  * those whose bits are set in `bits`, whose bit 0 is first; first is a multiple of 64, and pages too

@@ -167,6 +167,19 @@ Test(machine_config, what_nat_is_told_reaches_it)
     cr_assert_eq(nat->forwards[0].guest_port, 5353);
 }
 
+Test(machine_config, takes_a_dirty_ring_of_a_power_of_two)
+{
+    static const char *const wrong[] = {"64M,dirty-ring=0", "64M,dirty-ring=512",
+                                        "64M,dirty-ring=3000", "64M,dirty-ring=131072",
+                                        "64M,dirty-ring=on"};
+
+    cr_expect_eq(config.memory.dirty_ring, 0);
+    cr_expect_eq(machine_config_add_memory(&config, "64M,dirty-ring=4096"), 0);
+    cr_expect_eq(config.memory.dirty_ring, 4096);
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
+        cr_expect_eq(machine_config_add_memory(&config, wrong[i]), -EINVAL, "%s", wrong[i]);
+}
+
 Test(machine_config, the_last_size_of_memory_counts)
 {
     cr_assert_eq(machine_config_add_memory(&config, "64M,prealloc=on"), 0);
