@@ -46,18 +46,21 @@ static void guest_ended(void *arg, struct machine *machine)
     machine_destroy(machine);
 }
 
-/* What the guests find wrong with their options and files is told with their names. */
+/* What the guests find wrong with their options and files is told with their place in the file. */
 static int build_guests(struct lab *lab)
 {
+    char error[1000] = "";
     int err = 0;
 
     for (unsigned i = 0; !err && i < lab->config.n_guests; i++) {
         struct machine *machine;
 
+        log_divert_errors(error, sizeof(error));
         err = machine_create(&machine, lab->process, &lab->config.guests[i]);
+        log_divert_errors(NULL, 0);
         if (err)
-            log_info("%s: the guest '%s' cannot be started", lab->config.name,
-                     lab->config.guests[i].name);
+            log_error("%s: %s", lab->config.places[i],
+                      error[0] ? error : "the guest cannot be started");
     }
     return err;
 }

@@ -299,10 +299,30 @@ static int check_guest(const struct lab_config *lab, const struct lab_node *node
     return err;
 }
 
+/* Room for one more guest, whose place is noted. */
+static int add_guest(struct lab_config *lab, const struct lab_node *value)
+{
+    struct machine_config *guests = realloc(lab->guests, (lab->n_guests + 1) * sizeof(*guests));
+    char **places, where[LAB_WHERE_MAX];
+
+    if (!guests)
+        return no_memory(value);
+    lab->guests = guests;
+    places = realloc(lab->places, (lab->n_guests + 1) * sizeof(*places));
+    if (!places)
+        return no_memory(value);
+    lab->places = places;
+    places[lab->n_guests] = strdup(lab_where(value, where));
+    if (!places[lab->n_guests])
+        return no_memory(value);
+    machine_config_init(&guests[lab->n_guests++]);
+    return 0;
+}
+
 static int read_guest(void *arg, const char *name, const struct lab_node *value)
 {
     struct lab_config *lab = arg;
-    struct machine_config *config, *guests;
+    struct machine_config *config;
     int err;
 
     if (control_check_name(name) < 0)
@@ -310,12 +330,10 @@ static int read_guest(void *arg, const char *name, const struct lab_node *value)
                              "first, and at most 64 of them");
     if (lab->n_guests == PROCESS_MAX_GUESTS)
         return refuse(value, "this guest is one too many");
-    guests = realloc(lab->guests, (lab->n_guests + 1) * sizeof(*guests));
-    if (!guests)
-        return no_memory(value);
-    lab->guests = guests;
-    config = &guests[lab->n_guests++];
-    machine_config_init(config);
+    err = add_guest(lab, value);
+    if (err)
+        return err;
+    config = &lab->guests[lab->n_guests - 1];
     config->console_socket = true;
     config->lab = strdup(lab->name);
     config->name = strdup(name);
@@ -328,6 +346,77 @@ static int read_guest(void *arg, const char *name, const struct lab_node *value)
 static int read_guests(struct lab_config *lab, const struct lab_node *node)
 {
     return lab_walk_map(node, read_guest, lab);
+}
+
+/* ---- names of ports, when all are known ---- */
+
+struct port_walk {
+    const struct lab_config *lab;
+    const struct switch_options *options; /* of the switch */
+    unsigned switches, rules, mirrors;    /* that were looked at */
+};
+
+static bool has_port(const struct port_walk *walk, const char *port)
+{
+    if (walk->options->has_uplink && strcmp(walk->options->uplink_port.name, port) == 0)
+        return true;
+    for (unsigned g = 0; g < walk->lab->n_guests; g++) {
+        const struct machine_config *guest = &walk->lab->guests[g];
+
+        for (unsigned n = 0; n < guest->n_nets; n++) {
+            if (strcmp(guest->nets[n].switch_name, walk->options->name) == 0 &&
+                strcmp(guest->nets[n].port.name, port) == 0)
+                return true;
+        }
+    }
+    return false;
+}
+
+static void check_port(const struct port_walk *walk, const struct lab_node *node, const char *port)
+{
+    char where[LAB_WHERE_MAX];
+
+    if (port[0] && !has_port(walk, port))
+        log_warn("%s: no guest of this file has a port '%s' in the switch '%s'",
+                 lab_where(node, where), port, walk->options->name);
+}
+
+static int check_rule(void *arg, const struct lab_node *node)
+{
+    struct port_walk *walk = arg;
+    const struct rule *rule = &walk->options->rules[walk->rules++];
+
+    check_port(walk, node, rule->in);
+    check_port(walk, node, rule->action.mirror);
+    check_port(walk, node, rule->action.redirect);
+    return 0;
+}
+
+static int check_mirror(void *arg, const struct lab_node *node)
+{
+    struct port_walk *walk = arg;
+
+    check_port(walk, node, walk->options->mirrors[walk->mirrors++].to);
+    return 0;
+}
+
+static int check_switch_key(void *arg, const char *key, const struct lab_node *value)
+{
+    if (strcmp(key, "rules") == 0)
+        return lab_walk_list(value, check_rule, arg);
+    if (strcmp(key, "mirrors") == 0)
+        return lab_walk_list(value, check_mirror, arg);
+    return 0;
+}
+
+static int check_switch_ports(void *arg, const char *name, const struct lab_node *value)
+{
+    struct port_walk *walk = arg;
+
+    (void)name;
+    walk->options = &walk->lab->switches[walk->switches++];
+    walk->rules = walk->mirrors = 0;
+    return lab_is_empty(value) ? 0 : lab_walk_map(value, check_switch_key, walk);
 }
 
 static int read_name(struct lab_config *lab, const struct lab_node *node)
@@ -351,6 +440,7 @@ static const struct section {
     const char *name;
     int (*read)(struct lab_config *lab, const struct lab_node *node);
 } sections[] = {{"name", read_name}, {"switches", read_switches}, {"guests", read_guests}};
+#define SWITCHES 1 /* its place among them */
 #define N_SECTIONS (sizeof(sections) / sizeof(sections[0]))
 
 static int find_section(void *arg, const char *key, const struct lab_node *value)
@@ -369,6 +459,7 @@ static int find_section(void *arg, const char *key, const struct lab_node *value
 static int read_root(struct lab_config *lab, const struct lab_node *root)
 {
     struct lab_node found[N_SECTIONS] = {0};
+    struct port_walk ports = {.lab = lab};
     int err = lab_walk_map(root, find_section, found);
 
     for (size_t i = 0; !err && i < N_SECTIONS; i++)
@@ -376,6 +467,8 @@ static int read_root(struct lab_config *lab, const struct lab_node *root)
             err = sections[i].read(lab, &found[i]);
     if (!err && lab->n_guests == 0)
         err = refuse(root, "there are no guests: the key guests was expected");
+    if (!err && lab->n_switches > 0)
+        err = lab_walk_map(&found[SWITCHES], check_switch_ports, &ports);
     return err;
 }
 
@@ -433,11 +526,14 @@ int lab_config_read(struct lab_config *lab, const char *path)
 
 void lab_config_fini(struct lab_config *lab)
 {
-    for (unsigned i = 0; i < lab->n_guests; i++)
+    for (unsigned i = 0; i < lab->n_guests; i++) {
         machine_config_fini(&lab->guests[i]);
+        free(lab->places[i]);
+    }
     for (unsigned i = 0; i < lab->n_switches; i++)
         switch_options_fini(&lab->switches[i]);
     free(lab->guests);
+    free(lab->places);
     free(lab->switches);
     free(lab->name);
     *lab = (struct lab_config){0};

@@ -19,12 +19,14 @@ struct lab_config {
     struct switch_options *switches;
     unsigned n_switches;
     struct machine_config *guests;
+    char **places; /* of the guests, for messages: "lab.yaml:12: guests.web" */
     unsigned n_guests;
 };
 
 /*
  * Reads a file, or one that is in memory and has that name. Errors, logged by one line that names file,
- * line and key: -EINVAL, -ENOMEM, those of lab_file_open(). On error there is nothing to free.
+ * line and key: -EINVAL, -ENOMEM, those of lab_file_open(). On error there is nothing to free. Rules
+ * and mirrors with ports that no guest here has are warned of: such may come, and are mostly misspelt.
  */
 int lab_config_read(struct lab_config *config, const char *path);
 int lab_config_parse(struct lab_config *config, const char *name, const void *bytes, size_t n);

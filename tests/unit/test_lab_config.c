@@ -324,12 +324,54 @@ Test(lab_config, a_port_is_named_after_its_guest_and_has_the_cards_address)
     cr_assert_eq(lab.guests[0].nets[1].port.kind, SWITCH_PORT_MIRROR);
 }
 
+#define WEB_IN_LAB0 GUEST "    nets:\n      - {switch: lab0, port: web0}\n"
+
+/* Takes it, but not without a word. */
+static void warns(const char *text, const char *line)
+{
+    cr_assert_eq(lab_config_parse(&lab, "two.yaml", text, strlen(text)), 0, "%s", last_line);
+    cr_assert_eq(lines, 1);
+    cr_assert_str_eq(last_line, line);
+    lab_config_fini(&lab);
+    lines = 0;
+}
+
+Test(lab_config, a_rule_or_mirror_with_a_port_that_no_guest_has_is_warned_of)
+{
+    warns("switches:\n  lab0:\n    rules:\n      - in=web0,action=deny\n      - in=wbe0,action=deny\n"
+          WEB_IN_LAB0,
+          "two.yaml:5: switches.lab0.rules[1]: no guest of this file has a port 'wbe0' in the switch "
+          "'lab0'");
+    warns("switches:\n  lab0:\n    rules: [\"action=redirect:web1\"]\n" WEB_IN_LAB0,
+          "two.yaml:3: switches.lab0.rules[0]: no guest of this file has a port 'web1' in the switch "
+          "'lab0'");
+    warns("switches:\n  lab0:\n    mirrors:\n      - {name: all, to: ids0}\n" WEB_IN_LAB0,
+          "two.yaml:4: switches.lab0.mirrors[0]: no guest of this file has a port 'ids0' in the "
+          "switch 'lab0'");
+    warns("switches:\n  lab1:\n    rules: [\"in=web0,action=deny\"]\n  lab0:\n" WEB_IN_LAB0,
+          "two.yaml:3: switches.lab1.rules[0]: no guest of this file has a port 'web0' in the switch "
+          "'lab1'");
+}
+
+Test(lab_config, the_uplinks_port_and_those_of_guests_are_known_to_rules)
+{
+    takes("switches:\n  lab0:\n    uplink: nat\n    rules: [\"in=uplink,action=redirect:web0\"]\n"
+          WEB_IN_LAB0);
+}
+
+Test(lab_config, the_place_of_a_guest_is_kept_for_what_is_wrong_with_its_files)
+{
+    takes(GUEST "  db:\n    kernel: vmlinuz\n");
+    cr_assert_str_eq(lab.places[0], "dir/two.yaml:2: guests.web");
+    cr_assert_str_eq(lab.places[1], "dir/two.yaml:4: guests.db");
+}
+
 Test(lab_config, rules_and_mirrors_are_texts_or_mappings)
 {
     takes("switches:\n  lab0:\n    rules:\n      - 200,in=web0,proto=tcp,dport=25,action=deny\n"
           "      - {in: web0, type: arp, action: allow}\n"
           "    mirrors:\n      - all,direction=in,to=ids0\n      - {name: two, from: web0, to: ids0}\n"
-          GUEST);
+          WEB_IN_LAB0 "      - {switch: lab0, port: ids0}\n");
     cr_assert_eq(lab.switches[0].n_rules, 2);
     cr_assert_eq(lab.switches[0].rules[0].priority, 200);
     cr_assert_eq(lab.switches[0].rules[0].dport.first, 25);
