@@ -442,3 +442,39 @@ const struct tap *adapter_tap(const struct adapter *adapter)
 {
     return adapter->tap;
 }
+
+struct claim {
+    const uint8_t *mac;
+    struct in_addr address;
+    uint64_t now;
+    bool taken;
+};
+
+static bool look_for_claim(void *arg, const uint8_t mac[6], struct in_addr address, uint64_t until)
+{
+    struct claim *claim = arg;
+
+    claim->taken = address.s_addr == claim->address.s_addr && until > claim->now &&
+                   memcmp(mac, claim->mac, 6) != 0;
+    return !claim->taken;
+}
+
+bool adapter_add_lease(struct adapter *a, const uint8_t mac[6], struct in_addr address,
+                       uint64_t left_s)
+{
+    struct claim claim = {.mac = mac, .address = address, .now = now_seconds()};
+
+    left_s = left_s > LEASE_SECONDS ? LEASE_SECONDS : left_s;
+    if (!a->leases)
+        return false;
+    dhcp_leases_each(a->leases, look_for_claim, &claim);
+    if (claim.taken)
+        return false;
+    if (dhcp_leases_find(a->leases, mac).s_addr == address.s_addr)
+        dhcp_leases_extend(a->leases, mac, claim.now + left_s);
+    else if (!dhcp_leases_bind(a->leases, mac, address, claim.now + left_s))
+        return false;
+    if (a->store)
+        dhcp_store_add(a->store, mac, address);
+    return true;
+}

@@ -55,5 +55,9 @@ struct net_port *adapter_port(struct adapter *adapter);
 const struct tap *adapter_tap(const struct adapter *adapter);
 /* What its DHCP server has bound; NULL: it has none. */
 const struct dhcp_leases *adapter_leases(const struct adapter *adapter);
+/* Has it bind an address to a station for so many seconds more. False: it gives no such address, or has
+ * given it to another one. */
+bool adapter_add_lease(struct adapter *adapter, const uint8_t mac[6], struct in_addr address,
+                       uint64_t left_s);
 
 #endif

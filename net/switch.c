@@ -354,6 +354,20 @@ struct switch_port *switch_port_next(const struct net_switch *sw, const struct s
     return NULL;
 }
 
+void switch_port_add_counters(struct switch_port *port, const struct switch_counters *counters)
+{
+    struct switch_counters *c = &port->counters;
+
+    c->in_frames += counters->in_frames;
+    c->in_bytes += counters->in_bytes;
+    port->end.sent.frames += counters->out_frames;
+    port->end.sent.bytes += counters->out_bytes;
+    for (unsigned i = 0; i < SWITCH_DROPS; i++)
+        c->dropped[i] += counters->dropped[i];
+    c->not_learnt += counters->not_learnt;
+    c->conflicts += counters->conflicts;
+}
+
 const struct switch_port_config *switch_port_settings(const struct switch_port *port)
 {
     return &port->config;

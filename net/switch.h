@@ -136,6 +136,11 @@ int switch_port_config_check(const char *where, const struct switch_port_config 
 int switch_port_config_update(const char *where, const char *text,
                               struct switch_port_config *config);
 
+/* Writes the settings as that reads them into a blank config of the same name and kind. -ENOSPC: there is
+ * no room; SWITCH_SETTINGS_MAX is enough. */
+#define SWITCH_SETTINGS_MAX 20480u
+int switch_port_config_format(const struct switch_port_config *config, char *to, size_t size);
+
 /*
  * Errors, logged: -EEXIST: the name is taken; -ENOSPC: SWITCH_PORTS_MAX; -EINVAL: settings or name;
  * -ENOMEM. The switch owns the port.
@@ -304,6 +309,15 @@ void switch_get_cache_info(const struct net_switch *sw, struct switch_cache_info
  */
 int switch_trace(const struct switch_port *port, const void *frame, size_t length,
                  void (*line)(void *arg, const char *text), void *arg);
+
+/* ---- a port that goes on in another switch ---- */
+
+/* What it counted there, added to what it has counted here. */
+void switch_port_add_counters(struct switch_port *port, const struct switch_counters *counters);
+/* An address that was learnt behind it there, and not heard of for age_s; as if it were learnt here,
+ * if the port learns, there is room, and nobody has the address. Whether it was. */
+bool switch_port_add_learnt(struct switch_port *port, const uint8_t mac[6], unsigned vlan,
+                            unsigned age_s);
 
 /* ---- addresses that a guest was seen to use, so that it can be announced elsewhere ---- */
 

@@ -4,6 +4,8 @@
  * Any thread; no state.
  */
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -152,6 +154,80 @@ int switch_port_config_update(const char *where, const char *text,
     if (error == 0)
         *config = changed.config;
     return error;
+}
+
+/* ---- ports, as a text ---- */
+
+struct text {
+    char *to;
+    size_t size, used;
+    bool full;
+};
+
+__attribute__((format(printf, 2, 3))) static void add(struct text *t, const char *format, ...)
+{
+    va_list arguments;
+    int n;
+
+    va_start(arguments, format);
+    n = vsnprintf(t->to + t->used, t->size - t->used, format, arguments);
+    va_end(arguments);
+    if (n < 0 || (size_t)n >= t->size - t->used)
+        t->full = true;
+    else
+        t->used += (size_t)n;
+}
+
+static void add_vlan(struct text *t, const struct vlan_config *vlan)
+{
+    char *trunk = t->to + t->used;
+
+    if (vlan->vlan || (!vlan->trunk_given && !vlan->native && vlan->mode == VLAN_AUTO))
+        add(t, ",vlan=%u", vlan->vlan);
+    if (vlan->trunk_given) {
+        add(t, ",trunk=");
+        trunk = t->to + t->used;
+        vlan_format_set(&vlan->trunk, trunk, t->size - t->used);
+        t->used += strlen(trunk);
+        t->full = t->full || t->size - t->used < sizeof("+1000-4094");
+    }
+    if (vlan->native)
+        add(t, ",native=%u", vlan->native);
+    if (vlan->mode != VLAN_AUTO)
+        add(t, ",vlan-mode=%s", vlan_mode_name((enum vlan_mode)vlan->mode));
+    if (vlan->priority_tags)
+        add(t, ",priority-tags=on");
+}
+
+static void add_setting(struct text *t, const char *key, int setting)
+{
+    if (setting != SWITCH_AUTO)
+        add(t, ",%s=%s", key, setting == SWITCH_ON ? "on" : "off");
+}
+
+static void add_amount(struct text *t, const char *key, uint64_t amount)
+{
+    if (amount)
+        add(t, ",%s=%llu", key, (unsigned long long)amount);
+}
+
+int switch_port_config_format(const struct switch_port_config *config, char *to, size_t size)
+{
+    struct text t = {.to = to, .size = size};
+
+    add(&t, "isolated=%s,hairpin=%s", config->isolated ? "on" : "off",
+        config->hairpin ? "on" : "off");
+    add_vlan(&t, &config->vlan);
+    add_setting(&t, "learn", config->learn);
+    add_setting(&t, "flood", config->flood);
+    add_setting(&t, "spoof", config->spoof);
+    add_setting(&t, "mac-change", config->mac_change);
+    add_setting(&t, "promisc", config->promiscuous);
+    add_amount(&t, "rate-in", config->rate_in);
+    add_amount(&t, "rate-out", config->rate_out);
+    add_amount(&t, "burst-in", config->burst_in);
+    add_amount(&t, "burst-out", config->burst_out);
+    return t.full ? -ENOSPC : 0;
 }
 
 /* ---- mirrors ---- */

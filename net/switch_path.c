@@ -178,6 +178,22 @@ static void learn(struct net_switch *sw, struct switch_port *port, const uint8_t
     port->learnt++;
 }
 
+bool switch_port_add_learnt(struct switch_port *port, const uint8_t mac[6], unsigned vlan,
+                            unsigned age_s)
+{
+    struct net_switch *sw = port->sw;
+    uint32_t now_s = switch_now_s(sw);
+    uint64_t key = mac_key(mac, vlan);
+
+    if (!port->learns || net_mac_is_group(mac) || vlan > VLAN_MAX || age_s > sw->fdb_age_s ||
+        age_s > now_s || !vlan_carries(&port->vlan, vlan) || mac_table_find(&sw->fdb, key) ||
+        path_find_station(sw, mac, vlan) || !has_room(sw, port, now_s))
+        return false;
+    mac_table_add(&sw->fdb, key, port->number, now_s - age_s);
+    port->learnt++;
+    return true;
+}
+
 /* ---- addresses that a guest uses ---- */
 
 static bool is_same(const struct switch_address *a, const struct switch_address *b)

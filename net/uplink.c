@@ -329,6 +329,12 @@ const struct dhcp_leases *uplink_leases(const struct uplink *uplink)
     return uplink->destroy == destroy_adapter ? adapter_leases(uplink->instance) : NULL;
 }
 
+bool uplink_add_lease(struct uplink *uplink, const uint8_t mac[6], struct in_addr address,
+                      uint64_t left_s)
+{
+    return uplink_leases(uplink) && adapter_add_lease(uplink->instance, mac, address, left_s);
+}
+
 struct net_port *uplink_port(struct uplink *uplink)
 {
     return uplink->port;

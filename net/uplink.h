@@ -99,6 +99,10 @@ const struct dhcp_leases *uplink_leases(const struct uplink *uplink);
  * than none: "full" and so on, as the manual page of `ferry net` explains them. */
 void uplink_each_drop(const struct uplink *uplink,
                       void (*tell)(void *arg, const char *reason, uint64_t frames), void *arg);
+/* Binds an address to a station for so many seconds more, as a server elsewhere has done. False: it has
+ * no server, gives no such address, or has given it to another station. */
+bool uplink_add_lease(struct uplink *uplink, const uint8_t mac[6], struct in_addr address,
+                      uint64_t left_s);
 /* The end that a NIC or a switch is plugged into. Owned by the uplink. */
 struct net_port *uplink_port(struct uplink *uplink);
 

@@ -15,6 +15,7 @@
 #include "net/uplink.h"
 #include "vmm/machine_follow.h"
 #include "vmm/machine_internal.h"
+#include "vmm/machine_ports.h"
 #include "vmm/process_net.h"
 #include "vmm/util/loop_thread.h"
 
@@ -71,6 +72,7 @@ static int add_json(struct machine *m, struct snapshot *state)
     int err;
 
     machine_follow_describe(m, nics);
+    machine_ports_describe(m, nics);
     text = json_dumps(json, JSON_COMPACT);
     err = text ? snapshot_add(state, STREAM_NETWORK, "", text, strlen(text)) : -ENOMEM;
     free(text);

@@ -15,6 +15,7 @@
 #include "migration/target.h"
 #include "vmm/machine_follow.h"
 #include "vmm/machine_internal.h"
+#include "vmm/machine_ports.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
 
@@ -121,6 +122,7 @@ static int go_on(struct arrival *a)
     a->m->saving = false;
     a->m->arrived = true;
     a->go_ns = status.go_ns;
+    machine_ports_take_over(a->m, &a->state);
     follows = machine_follow_open(a->m, &a->state);
     if (!status.paused)
         (void)machine_resume(a->m);
@@ -152,6 +154,8 @@ static int take(struct arrival *a)
     if (err)
         return give_up(a, "what came was damaged", err);
     err = load(a);
+    if (!err)
+        err = machine_ports_configure(a->m, &a->state);
     if (err)
         return give_up(a, "the guest's state does not fit; the log there says why", err);
     err = machine_work(a->m, wait_for_right, cancel, a);
