@@ -109,7 +109,7 @@ static int compare(struct visit *v)
     bool shared = v->memory_fd >= 0, check = machine_asks_to_check(&v->hello);
     json_t *report = json_array();
     char *text;
-    int err = machine_compare_host(&v->config, &v->hello, shared, report);
+    int err = machine_compare_host(&v->config, v->process, &v->hello, shared, report);
 
     if (!err && json_array_size(report) == 0) {
         int fd = v->memory_fd;

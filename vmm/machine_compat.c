@@ -73,7 +73,11 @@ int machine_introduce(struct machine *m, bool check, struct snapshot *hello)
     json_t *json = json_pack("{s:s, s:b, s:o, s:o}", "ferry", FERRY_VERSION, "check", check,
                              "devices", list_devices(m), "disks", list_disks(m));
     struct state_buffer buffer = {0};
-    int err = json ? add_text(hello, STREAM_HELLO, json_dumps(json, JSON_COMPACT)) : -ENOMEM;
+    int err;
+
+    if (json)
+        machine_introduce_network(m, json);
+    err = json ? add_text(hello, STREAM_HELLO, json_dumps(json, JSON_COMPACT)) : -ENOMEM;
 
     json_decref(json);
     if (!err)
@@ -88,8 +92,7 @@ int machine_introduce(struct machine *m, bool check, struct snapshot *hello)
 
 /* ---- the destination: what does not fit ---- */
 
-/* what: "disk0"; takes the two texts over. */
-static void mismatch(json_t *report, const char *what, json_t *why, const char *fix)
+void machine_mismatch(json_t *report, const char *what, json_t *why, const char *fix)
 {
     json_array_append_new(report,
                           json_pack("{s:s, s:o, s:s}", "what", what, "why", why, "fix", fix));
@@ -98,7 +101,7 @@ static void mismatch(json_t *report, const char *what, json_t *why, const char *
 static void check_file(json_t *report, const char *what, const char *path)
 {
     if (path && access(path, R_OK) < 0)
-        mismatch(report, what, json_sprintf("%s: %s", path, strerror(errno)),
+        machine_mismatch(report, what, json_sprintf("%s: %s", path, strerror(errno)),
                  "copy the file to the same path; the guest needs it when it restarts");
 }
 
@@ -124,17 +127,17 @@ static void check_disk(json_t *report, unsigned index, const struct disk_options
 
     snprintf(what, sizeof(what), "disk%u", index);
     if (fd < 0) {
-        mismatch(report, what, json_sprintf("%s: %s", disk->path, strerror(errno)),
+        machine_mismatch(report, what, json_sprintf("%s: %s", disk->path, strerror(errno)),
                  "make the image available by the same path, on storage that both hosts share");
         return;
     }
     if (bytes_of(fd) != bytes)
-        mismatch(report, what,
+        machine_mismatch(report, what,
                  json_sprintf("%s has %lld bytes here, and %lld at the source", disk->path,
                               (long long)bytes_of(fd), (long long)bytes),
                  "make the image available by the same path, on storage that both hosts share");
     else if (!locked_by_another(fd))
-        mismatch(report, what,
+        machine_mismatch(report, what,
                  json_sprintf("%s is not the image that the guest uses: the source's lock is not "
                               "seen here", disk->path),
                  "use storage that both hosts share and that supports locks; images are not copied");
@@ -155,19 +158,19 @@ static void check_host(json_t *report, const struct machine_config *config, bool
     struct sysinfo host;
 
     if (kvm_fd < 0) {
-        mismatch(report, "kvm", json_string("guests cannot run on this host"),
+        machine_mismatch(report, "kvm", json_string("guests cannot run on this host"),
                  "ferry doctor tells why");
         return;
     }
     if (config->cpus > kvm_max_vcpus(kvm_fd))
-        mismatch(report, "cpus",
+        machine_mismatch(report, "cpus",
                  json_sprintf("%u, and this host's KVM allows %u", config->cpus,
                               kvm_max_vcpus(kvm_fd)),
                  "choose a host whose KVM allows as many");
     close(kvm_fd);
     if (!shared && sysinfo(&host) == 0 &&
         config->memory.size > ((uint64_t)host.totalram + host.totalswap) * host.mem_unit)
-        mismatch(report, "memory",
+        machine_mismatch(report, "memory",
                  json_sprintf("%llu MiB, more than this host has",
                               (unsigned long long)(config->memory.size / MIB)),
                  "choose a host with more memory");
@@ -204,16 +207,16 @@ static void check_processor(json_t *report, const struct snapshot *hello)
     char missing[1024] = "";
 
     if (!section || compare_processor(section, missing, sizeof(missing)) < 0)
-        mismatch(report, "processor", json_string("it cannot be compared; the log here says why"),
+        machine_mismatch(report, "processor", json_string("it cannot be compared; the log here says why"),
                  "use the same version of ferry on both hosts");
     else if (*missing)
-        mismatch(report, "processor",
+        machine_mismatch(report, "processor",
                  json_sprintf("the guest uses what this host lacks: CPUID %s", missing),
                  "choose a host whose processor has it, or restart the guest here");
 }
 
-int machine_compare_host(const struct machine_config *config, const struct snapshot *hello,
-                         bool shared, json_t *report)
+int machine_compare_host(const struct machine_config *config, const struct process *process,
+                         const struct snapshot *hello, bool shared, json_t *report)
 {
     const struct snapshot_section *section = snapshot_find(hello, STREAM_HELLO, NULL);
     json_t *json = section ? json_loads(section->payload, JSON_REJECT_DUPLICATES, NULL) : NULL;
@@ -227,6 +230,7 @@ int machine_compare_host(const struct machine_config *config, const struct snaps
     check_file(report, "initrd", config->initrd);
     check_disks(report, config, json);
     check_processor(report, hello);
+    machine_compare_network(config, process, json, report);
     json_decref(json);
     return 0;
 }
@@ -245,7 +249,7 @@ static int check_records(struct device *dev, void *arg)
     unsigned n = dev->ops->state ? dev->ops->state(dev, parts) : 0;
 
     if (json_array_size(records) != n)
-        mismatch(check->report, dev->id, json_string("it has another state here"),
+        machine_mismatch(check->report, dev->id, json_string("it has another state here"),
                  "use the same version of ferry on both hosts");
     for (unsigned i = 0; i < n && i < json_array_size(records); i++) {
         const json_t *record = json_array_get(records, i);
@@ -256,7 +260,7 @@ static int check_records(struct device *dev, void *arg)
         if (name && strcmp(name, desc->name) == 0 && version >= desc->oldest &&
             version <= desc->version)
             continue;
-        mismatch(check->report, dev->id,
+        machine_mismatch(check->report, dev->id,
                  json_sprintf("its state '%s' is of version %lld, and versions %u to %u are known",
                               name ? name : "", (long long)version, desc->oldest, desc->version),
                  "use the same version of ferry on both hosts");
@@ -284,7 +288,7 @@ int machine_compare_devices(struct machine *m, const struct snapshot *hello, jso
     const json_t *devices = json_object_get(json, "devices");
 
     if (json_array_size(devices) != m->n_devices)
-        mismatch(report, "devices",
+        machine_mismatch(report, "devices",
                  json_sprintf("the guest has %zu, and %u are made here", json_array_size(devices),
                               m->n_devices),
                  "use the same version of ferry on both hosts");
@@ -296,7 +300,7 @@ int machine_compare_devices(struct machine *m, const struct snapshot *hello, jso
         if (check.there)
             (void)machine_on_device(m, i, check_records, &check);
         else
-            mismatch(report, dev->id, json_sprintf("the source has no %s of that name",
+            machine_mismatch(report, dev->id, json_sprintf("the source has no %s of that name",
                                                    dev->ops->type),
                      "use the same version of ferry on both hosts");
     }

@@ -12,14 +12,24 @@
 
 struct machine;
 struct machine_config;
+struct process;
 struct snapshot;
 
-/* What can be told before the machine is built. shared: memory comes as it is. -EBADMSG: the source
- * does not say what it has. */
-int machine_compare_host(const struct machine_config *config, const struct snapshot *hello,
-                         bool shared, json_t *report);
+/* What can be told before the machine is built, with the switches that its process has. shared: memory
+ * comes as it is. -EBADMSG: the source does not say what it has. */
+int machine_compare_host(const struct machine_config *config, const struct process *process,
+                         const struct snapshot *hello, bool shared, json_t *report);
 /* What the machine that was built can tell. */
 int machine_compare_devices(struct machine *m, const struct snapshot *hello, json_t *report);
+/* Adds one that was found. what: "disk0"; takes why over; fix: what would help. */
+void machine_mismatch(json_t *report, const char *what, json_t *why, const char *fix);
+
+/* The network's and the clock's part (machine_compat_net.c): what the source says of them in its
+ * hello, and what does not fit at the destination. */
+void machine_introduce_network(const struct machine *m, json_t *hello);
+void machine_compare_network(const struct machine_config *config, const struct process *process,
+                             const json_t *hello, json_t *report);
+
 /* Whether the source wants to know, and no more. */
 bool machine_asks_to_check(const struct snapshot *hello);
 

@@ -225,6 +225,18 @@ static const struct state_field processor_fields[] = {
 static const struct state_desc processor_desc =
     STATE_DESC("x86-processor", 1, struct processor, processor_fields);
 
+/* Behind the others: whoever does not know it does not read on. */
+static int describe_msrs(struct arch_vcpu *acpu, struct state_buffer *out)
+{
+    struct x86_msrs *msrs = malloc(sizeof(*msrs));
+    int err = msrs ? x86_msrs_read(acpu->kvm_fd, acpu->fd, msrs) : -ENOMEM;
+
+    if (!err)
+        err = state_save(&x86_msrs_desc, msrs, out);
+    free(msrs);
+    return err;
+}
+
 int arch_vcpu_describe(struct arch_vcpu *acpu, struct state_buffer *out)
 {
     struct x86_cpuid *cpuid = malloc(sizeof(*cpuid));
@@ -235,7 +247,9 @@ int arch_vcpu_describe(struct arch_vcpu *acpu, struct state_buffer *out)
     if (!err)
         err = state_save(&x86_cpuid_desc, cpuid, out);
     free(cpuid);
-    return err ? err : state_save(&processor_desc, &processor, out);
+    if (!err)
+        err = state_save(&processor_desc, &processor, out);
+    return err ? err : describe_msrs(acpu, out);
 }
 
 static int compare_cpuid(struct arch_vcpu *acpu, struct state_reader *in, char *missing,
@@ -254,6 +268,22 @@ static int compare_cpuid(struct arch_vcpu *acpu, struct state_reader *in, char *
     return err;
 }
 
+/* A source of the first version says nothing of them. */
+static int compare_msrs(struct arch_vcpu *acpu, struct state_reader *in, char *missing, size_t size)
+{
+    struct x86_msrs *there;
+    int err;
+
+    if (in->at >= in->length)
+        return 0;
+    there = malloc(sizeof(*there));
+    err = there ? state_load(&x86_msrs_desc, there, in) : -ENOMEM;
+    if (!err)
+        err = x86_msrs_compare(acpu->kvm_fd, there, missing, size);
+    free(there);
+    return err;
+}
+
 int arch_vcpu_compare(struct arch_vcpu *acpu, struct state_reader *in, char *missing, size_t size)
 {
     struct processor processor;
@@ -264,7 +294,7 @@ int arch_vcpu_compare(struct arch_vcpu *acpu, struct state_reader *in, char *mis
         err = state_load(&processor_desc, &processor, in);
     if (!err && check_tsc(acpu, processor.tsc_khz) < 0)
         snprintf(missing + at, size - at, "%sa TSC of %u kHz", at ? ", " : "", processor.tsc_khz);
-    return err;
+    return err ? err : compare_msrs(acpu, in, missing, size);
 }
 
 static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, bool long_mode)

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -113,6 +114,50 @@ static int read_msrs(int vcpu_fd, struct msr_list *list)
         memmove(&list->entries[got], &list->entries[got + 1],
                 (list->head.nmsrs - (uint32_t)got) * sizeof(list->entries[0]));
     }
+}
+
+static const struct state_field msrs_fields[] = {
+    STATE_FIELD(STATE_U32, struct x86_msrs, n),
+    STATE_SUB_ARRAY(struct x86_msrs, entries, &msr_desc),
+};
+const struct state_desc x86_msrs_desc = STATE_DESC("x86-msrs", 1, struct x86_msrs, msrs_fields);
+
+int x86_msrs_read(int kvm_fd, int vcpu_fd, struct x86_msrs *msrs)
+{
+    struct msr_list *list = malloc(sizeof(*list));
+    int err = list ? list_msrs(kvm_fd, list) : -ENOMEM;
+
+    memset(msrs, 0, sizeof(*msrs));
+    if (!err)
+        err = read_msrs(vcpu_fd, list);
+    for (uint32_t i = 0; !err && i < list->head.nmsrs; i++)
+        if (list->entries[i].data != 0)
+            msrs->entries[msrs->n++] = list->entries[i];
+    free(list);
+    return err;
+}
+
+static bool has_msr(const struct msr_list *list, uint32_t index)
+{
+    for (uint32_t i = 0; i < list->head.nmsrs; i++)
+        if (list->entries[i].index == index)
+            return true;
+    return false;
+}
+
+int x86_msrs_compare(int kvm_fd, const struct x86_msrs *there, char *missing, size_t size)
+{
+    struct msr_list *list = malloc(sizeof(*list));
+    int err = list ? list_msrs(kvm_fd, list) : -ENOMEM;
+
+    for (uint32_t i = 0; !err && i < there->n && i < X86_MAX_MSRS; i++) {
+        size_t at = strlen(missing);
+
+        if (!has_msr(list, there->entries[i].index))
+            snprintf(missing + at, size - at, "%sMSR %#x", at ? ", " : "", there->entries[i].index);
+    }
+    free(list);
+    return err;
 }
 
 /* One that reads but does not take its own value back is skipped: it is not the guest's to set. */

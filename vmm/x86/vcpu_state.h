@@ -30,6 +30,17 @@ struct x86_vcpu_state {
 /* The structs as the KVM API lays them out, which is frozen and little-endian on x86. */
 extern const struct state_desc x86_vcpu_state_desc;
 
+/* MSRs that a vCPU uses: whose value is not 0. */
+struct x86_msrs {
+    uint32_t n;
+    struct kvm_msr_entry entries[X86_MAX_MSRS];
+};
+extern const struct state_desc x86_msrs_desc;
+/* Errors of KVM's, logged; -ENOMEM. */
+int x86_msrs_read(int kvm_fd, int vcpu_fd, struct x86_msrs *msrs);
+/* Adds to `missing` the names of those of `there` that this host's KVM does not know. */
+int x86_msrs_compare(int kvm_fd, const struct x86_msrs *there, char *missing, size_t size);
+
 /* 0 or a negative errno of KVM's, logged. */
 int x86_vcpu_state_read(int kvm_fd, int vcpu_fd, struct x86_vcpu_state *state);
 /* KVM checks what is written: -EINVAL when it refuses; logged. */

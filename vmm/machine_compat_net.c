@@ -1,0 +1,130 @@
+/*
+ * What two processes compare of a guest's network and clock before it moves: the switches and uplinks
+ * that its cards find, the ports of the host that lead into it, the time of day.
+ *
+ * Composition root. Main thread; the destination's switches are there, its machine is not. What the
+ * source says is checked like a file's content.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "net/forward.h"
+#include "vmm/machine_compat.h"
+#include "vmm/machine_internal.h"
+#include "vmm/process_net.h"
+
+/* That two hosts' clocks may differ, the way of the message included. */
+#define CLOCK_LIMIT_S 60
+
+static json_int_t wall_ms(void)
+{
+    struct timespec now;
+
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    return (json_int_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* ---- the source ---- */
+
+void machine_introduce_network(const struct machine *m, json_t *hello)
+{
+    json_t *nics = json_object();
+
+    for (unsigned i = 0; i < m->config->n_nets; i++) {
+        const struct process_switch *ps = m->nics[i].net;
+
+        if (ps)
+            json_object_set_new(nics, m->nics[i].id,
+                                json_pack("{s:s, s:s*}", "switch", ps->name, "uplink",
+                                          ps->uplink ? ps->mode : NULL));
+    }
+    json_object_set_new(hello, "nics", nics);
+    json_object_set_new(hello, "wall_ms", json_integer(wall_ms()));
+}
+
+/* ---- the destination ---- */
+
+static void check_clock(json_t *report, const json_t *hello)
+{
+    const json_t *there = json_object_get(hello, "wall_ms");
+    json_int_t ahead_s;
+
+    if (!json_is_integer(there))
+        return;
+    ahead_s = (json_integer_value(there) - wall_ms()) / 1000;
+    if (ahead_s > CLOCK_LIMIT_S || ahead_s < -CLOCK_LIMIT_S)
+        machine_mismatch(report, "clock",
+                         json_sprintf("the source's time of day is %lld s %s this host's",
+                                      (long long)llabs(ahead_s), ahead_s > 0 ? "ahead of" : "behind"),
+                         "set the clocks of both hosts, for example by chronyd");
+}
+
+static void check_switch(json_t *report, const char *id, const struct net_options *net,
+                         const struct process *process, const json_t *there)
+{
+    const struct process_switch *ps = process_find_switch(process, net->switch_name);
+    const char *uplink = json_string_value(json_object_get(there, "uplink"));
+
+    if (uplink && (!ps || !ps->uplink))
+        machine_mismatch(report, id,
+                         json_sprintf("its switch '%s' has an uplink at the source (%s), and none here",
+                                      net->switch_name, uplink),
+                         "describe it to 'ferry receive': --switch NAME,uplink=MODE,...");
+}
+
+/* 0, or why nobody can listen there. */
+static int try_port(const struct net_forward *forward)
+{
+    const struct sockaddr_in address = {.sin_family = AF_INET,
+                                        .sin_port = htons(forward->host_port),
+                                        .sin_addr = forward->host_addr};
+    const int on = 1;
+    int fd = socket(AF_INET, (forward->udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC, 0), err = 0;
+
+    if (fd < 0)
+        return 0;
+    if (!forward->udp)
+        (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) < 0)
+        err = -errno;
+    close(fd);
+    return err;
+}
+
+static void check_forwards(json_t *report, const char *id, const struct uplink_config *uplink)
+{
+    for (unsigned i = 0; i < uplink->n_forwards; i++) {
+        int err = try_port(&uplink->forwards[i]);
+
+        if (err)
+            machine_mismatch(report, id,
+                             json_sprintf("port %u of this host, which leads to the guest: %s",
+                                          uplink->forwards[i].host_port, strerror(-err)),
+                             "free it; if it is the guest's own process that has it, on this same "
+                             "host, the guest cannot move within the host");
+    }
+}
+
+void machine_compare_network(const struct machine_config *config, const struct process *process,
+                             const json_t *hello, json_t *report)
+{
+    const json_t *nics = json_object_get(hello, "nics");
+
+    check_clock(report, hello);
+    for (unsigned i = 0; i < config->n_nets; i++) {
+        const struct net_options *net = &config->nets[i];
+        char id[16];
+
+        snprintf(id, sizeof(id), "net%u", i);
+        if (net->switch_name[0])
+            check_switch(report, id, net, process, json_object_get(nics, id));
+        else
+            check_forwards(report, id, &net->uplink);
+    }
+}
