@@ -67,6 +67,19 @@ unsigned net_port_send(struct net_port *port, const struct net_frame *frames, un
     return taken;
 }
 
+bool net_port_borrow(struct net_port *port, struct net_loan *loan)
+{
+    return port->peer && port->peer->ops->lend && port->peer->ops->lend(port->peer, loan);
+}
+
+void net_port_return(struct net_port *port, const struct net_frame *frame)
+{
+    if (!port->peer->ops->return_loan(port->peer, frame) || !frame)
+        return;
+    port->sent.frames++;
+    port->sent.bytes += frame->length;
+}
+
 void net_port_flush(struct net_port *port)
 {
     if (port->peer && port->peer->ops->flush)

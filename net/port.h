@@ -59,6 +59,13 @@ enum net_offload {
     NET_OFFLOAD_USO6 = 1u << 5,
 };
 
+/* Memory of a port's, lent to its peer for one frame; see net_port_borrow(). */
+#define NET_LOAN_PIECES 256
+struct net_loan {
+    struct iovec iov[NET_LOAN_PIECES];
+    unsigned n;
+};
+
 struct net_port_ops {
     /*
      * Frames arrive at this end from its peer, 1 to NET_BATCH of them. Returns how many were taken
@@ -70,6 +77,15 @@ struct net_port_ops {
      * whose receipt sends nothing.
      */
     unsigned (*deliver)(struct net_port *port, const struct net_frame *frames, unsigned n);
+    /*
+     * Lends the places where the next frame would be put, for NET_FRAME_MAX bytes. Who put something
+     * there, or did not, must say so by return_loan() before it does anything else with this end or
+     * returns to the loop. False: there are none, or which ones depends on the frame. May be NULL.
+     */
+    bool (*lend)(struct net_port *port, struct net_loan *loan);
+    /* `frame` was put there, its bytes from the first place on; as in deliver(), but without its
+     * pieces. NULL: none was. Whether it was taken, for whatever end. */
+    bool (*return_loan)(struct net_port *port, const struct net_frame *frame);
     /* The peer has, for now, delivered all that it had: time for what is worth doing once a run,
      * such as an interrupt. A receiver may count on it after each run of deliver(). May be NULL. */
     void (*flush)(struct net_port *port);
@@ -108,6 +124,14 @@ void net_port_disconnect(struct net_port *port);
  * a frame needs, checksums are completed and segments cut (net/offload.h).
  */
 unsigned net_port_send(struct net_port *port, const struct net_frame *frames, unsigned n);
+/*
+ * Borrows memory of the peer's, into which the caller puts a frame itself in place of sending it: what a
+ * system call writes there needs no copy. The contents may change meanwhile as those of any guest memory.
+ * Each loan is given back by net_port_return(), with the frame that was put there, which counts as sent,
+ * or NULL; nothing else may happen on the wire before. False: the frame must be sent.
+ */
+bool net_port_borrow(struct net_port *port, struct net_loan *loan);
+void net_port_return(struct net_port *port, const struct net_frame *frame);
 /* Ends a run of net_port_send(). Not to be forgotten: the receiver may wait for it. */
 void net_port_flush(struct net_port *port);
 /* Counts n frames as dropped that were not sent, or were refused. */

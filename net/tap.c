@@ -6,7 +6,8 @@
  *
  * From the kernel: a poll per queue on the loop's ring says when there is something; then frames are
  * read in batches, as many at a time as came last and some more, until there are no more or others
- * shall have their turn. What the peer refuses waits here, and with it the device's own queue, which
+ * shall have their turn. Large segments, of which more come where one came, are read one by one straight
+ * into the memory of a peer that lends it. What the peer refuses waits here, and with it the device's own queue, which
  * drops when it is full, as a wire's receiver would.
  *
  * Does not open devices (tap_device.c), and knows nothing of what else is made on the host for them.
@@ -32,6 +33,8 @@ _Static_assert(HEADER == 10, "the default of TUNSETVNETHDRSZ");
 #define READS 32u
 #define READ_ROOM 69632u
 _Static_assert(READ_ROOM >= NET_FRAME_MAX + HEADER, "the longest frame");
+/* From this length on a copy costs more than the peer's looking for that much memory of its own. */
+#define DIRECT_MIN 32768u
 /* Batches read before others have their turn. */
 #define READ_ROUNDS 8u
 /* Pieces of memory in a batch of writes. */
@@ -47,6 +50,7 @@ struct tap_queue {
     struct loop_op poll;
     unsigned expect; /* frames, next time */
     bool idle;       /* it may have something, and no poll will tell */
+    bool large;      /* what came last was at least DIRECT_MIN long */
 };
 
 struct tap {
@@ -67,6 +71,7 @@ struct tap {
     struct iovec read_iov[READS];
     struct iovec frame_iov[READS];
     struct net_frame frames[READS];
+    struct net_loan loan;
 
     /* While a batch is written. */
     struct virtio_net_hdr headers[NET_BATCH];
@@ -193,28 +198,36 @@ static void follow_peer(struct tap *tap)
     tap->offloads = accepted;
 }
 
-/* Makes a frame of what was read into slot i. False: it is none. */
+/* Makes a frame without pieces of what was read, its header included. False: it is none. */
+static bool make_frame(const struct virtio_net_hdr *header, size_t length, struct net_frame *frame)
+{
+    if (length < HEADER + NET_FRAME_MIN || length > HEADER + NET_FRAME_MAX)
+        return false;
+    *frame = (struct net_frame){
+        .length = length - HEADER,
+        .needs_csum = header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        .csum_valid = header->flags & VIRTIO_NET_HDR_F_DATA_VALID,
+        .gso_type = header->gso_type,
+        .csum_start = header->csum_start,
+        .csum_offset = header->csum_offset,
+        .gso_size = header->gso_size,
+        .hdr_len = header->hdr_len,
+    };
+    return true;
+}
+
+/* The same of what was read into slot i. */
 static bool read_frame(struct tap *tap, unsigned i, size_t length, struct net_frame *frame)
 {
     struct virtio_net_hdr header;
 
-    if (length < HEADER + NET_FRAME_MIN || length > HEADER + NET_FRAME_MAX)
-        return false;
     memcpy(&header, tap->read_iov[i].iov_base, HEADER);
+    if (!make_frame(&header, length, frame))
+        return false;
     tap->frame_iov[i] =
         (struct iovec){(uint8_t *)tap->read_iov[i].iov_base + HEADER, length - HEADER};
-    *frame = (struct net_frame){
-        .iov = &tap->frame_iov[i],
-        .iovcnt = 1,
-        .length = length - HEADER,
-        .needs_csum = header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM,
-        .csum_valid = header.flags & VIRTIO_NET_HDR_F_DATA_VALID,
-        .gso_type = header.gso_type,
-        .csum_start = header.csum_start,
-        .csum_offset = header.csum_offset,
-        .gso_size = header.gso_size,
-        .hdr_len = header.hdr_len,
-    };
+    frame->iov = &tap->frame_iov[i];
+    frame->iovcnt = 1;
     return true;
 }
 
@@ -244,6 +257,46 @@ static enum reading read_batch(struct tap *tap, struct tap_queue *queue)
     queue->expect = got == asked ? 2 * asked : got + 1;
     if (queue->expect > READS)
         queue->expect = READS;
+    if (tap->n_read > 0)
+        queue->large = tap->frames[tap->n_read - 1].length >= DIRECT_MIN;
+    return reading;
+}
+
+/* Reads a frame into the peer's memory, if that lends it, and hands it over. */
+static enum reading read_direct(struct tap *tap, struct tap_queue *queue)
+{
+    struct iovec pieces[1 + NET_LOAN_PIECES];
+    struct virtio_net_hdr header;
+    struct net_frame frame;
+    ssize_t length;
+    int err;
+
+    queue->large = net_port_borrow(&tap->port, &tap->loan);
+    if (!queue->large)
+        return MORE;
+    pieces[0] = (struct iovec){&header, HEADER};
+    memcpy(&pieces[1], tap->loan.iov, tap->loan.n * sizeof(pieces[0]));
+    length = readv(tap->device.fds[queue->index], pieces, (int)tap->loan.n + 1);
+    err = errno;
+    if (length <= 0 || !make_frame(&header, (size_t)length, &frame)) {
+        net_port_return(&tap->port, NULL);
+        if (length >= 0)
+            return MORE;
+        return err == EBADFD || err == ENODEV ? GONE : EMPTY;
+    }
+    tap->counters.direct++;
+    queue->large = frame.length >= DIRECT_MIN;
+    net_port_return(&tap->port, &frame);
+    return MORE;
+}
+
+/* As many as a batch has. */
+static enum reading read_large(struct tap *tap, struct tap_queue *queue)
+{
+    enum reading reading = MORE;
+
+    for (unsigned i = 0; i < READS && reading == MORE && queue->large; i++)
+        reading = read_direct(tap, queue);
     return reading;
 }
 
@@ -269,7 +322,7 @@ static void drain(struct tap_queue *queue)
     queue->idle = true;
     follow_peer(tap);
     for (unsigned round = 0; reading == MORE && round < READ_ROUNDS; round++) {
-        reading = read_batch(tap, queue);
+        reading = queue->large ? read_large(tap, queue) : read_batch(tap, queue);
         if (!pass_on(tap))
             return; /* until port_ready() */
     }
@@ -386,6 +439,8 @@ void tap_destroy(struct tap *tap)
     if (!tap)
         return;
     tap->closing = true;
+    log_debug("%s: %llu frames were read straight into the guest's memory", tap->port.name,
+              (unsigned long long)tap->counters.direct);
     net_port_disconnect(&tap->port);
     for (unsigned i = 0; i < tap->device.n_queues; i++)
         loop_cancel(tap->loop, &tap->queues[i].poll);

@@ -31,6 +31,7 @@ struct tap_counters {
     uint64_t refused;   /* by the kernel: it is down, or a header contradicts its frame */
     uint64_t full;      /* the device's queue was */
     uint64_t malformed; /* too short, too long, in too many pieces */
+    uint64_t direct;    /* frames that were read straight into the memory of the peer */
 };
 
 /* Takes the device over when it succeeds. name, hooks->arg: borrowed for the tap's life. -ENOMEM and

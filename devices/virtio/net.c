@@ -172,6 +172,8 @@ static void port_plugged(struct net_port *port)
 
 static const struct net_port_ops port_ops = {
     .deliver = net_rx_deliver,
+    .lend = net_rx_lend,
+    .return_loan = net_rx_return,
     .flush = net_rx_flush,
     .ready = net_tx_ready,
     .plugged = port_plugged,
@@ -256,7 +258,9 @@ static void start(struct virtio_device *vdev)
 
 static bool busy(const struct virtio_device *vdev)
 {
-    return net_of((struct virtio_device *)vdev)->sending;
+    const struct virtio_net *net = net_of((struct virtio_device *)vdev);
+
+    return net->sending || net->lent.is;
 }
 
 /* What was saved goes on somewhere else: those on the wire shall learn of it. */

@@ -49,6 +49,14 @@ struct net_sending {
     unsigned n_frames;
     uint8_t headers[NET_BATCH][NET_HEADERS_MAX]; /* of frames that are to be cut */
 };
+/* Receive buffers that are lent to the peer (net_port_borrow()); their pieces are in net_sending's pool. */
+#define NET_LOAN_CHAINS 64u
+struct net_lent {
+    bool is;
+    uint32_t generation;              /* of the device, when they were */
+    unsigned n;
+    struct virtqueue_chain chains[NET_LOAN_CHAINS];
+};
 /* The next chain must find room, however long it is. */
 #define NET_POOL_PIECES (2 * (VIRTQUEUE_MAX_PIECES + 1))
 
@@ -66,6 +74,7 @@ struct virtio_net {
     uint8_t flows[NET_FLOWS];      /* by net_flow_symmetric(): the pair it was sent by, plus 1 */
     struct net_sending batch;      /* what is being transmitted */
     struct virtqueue_chain taken;  /* the chain being received into, or a command */
+    struct net_lent lent;
     struct loop_call tell;         /* the peer is to be told the filter */
     bool sending;                  /* the lock may be dropped for the peer's sake */
     bool blocked;                  /* the peer refused a frame and will say when it has room */
@@ -142,6 +151,8 @@ void net_leave_for_later(struct virtio_net *net);
 
 unsigned net_rx_deliver(struct net_port *port, const struct net_frame *frames, unsigned n);
 void net_rx_flush(struct net_port *port);
+bool net_rx_lend(struct net_port *port, struct net_loan *loan);
+bool net_rx_return(struct net_port *port, const struct net_frame *frame);
 /* Interrupts the driver about what it received. */
 void net_rx_notify(struct virtio_net *net);
 /* Has the peer try again what was refused, with the lock let go meanwhile. */

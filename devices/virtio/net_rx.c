@@ -11,11 +11,17 @@
  * which it did not agree to. Of the guest only lengths are trusted after they were checked; the
  * engine has checked every address.
  *
+ * A peer that reads frames by a system call may borrow the buffers instead (net_rx_lend()), so that
+ * nothing is copied here: a tap does, for large segments. That is possible where all frames go to one
+ * queue. The lock is not held while they are lent; until they are back, a reset is not complete, and the
+ * generation tells then whether they are still this driver's.
+ *
  * Threads: the loop's, with the device lock taken here.
  *
  * Texts: virtio 1.2 §5.1.6.3, §5.1.6.4, §5.1.6.5.
  */
 #include <endian.h>
+#include <linux/virtio_config.h>
 #include <string.h>
 
 #include "devices/virtio/net_internal.h"
@@ -155,8 +161,8 @@ struct num_buffers {
 };
 
 /* §5.1.6.4: what the frame's sender left to do. Without an offload all is 0. */
-static struct num_buffers write_header(struct virtio_net *net, const struct net_frame *frame,
-                                       const struct route *route)
+static struct num_buffers write_header(struct virtio_net *net, const struct virtqueue_chain *chain,
+                                       const struct net_frame *frame, const struct route *route)
 {
     struct virtio_net_hdr_v1_hash header = {
         .hash_value = htole32(route->hash),
@@ -175,10 +181,10 @@ static struct num_buffers write_header(struct virtio_net *net, const struct net_
         header.hdr.gso_size = htole16(frame->gso_size);
         header.hdr.hdr_len = htole16(frame->hdr_len);
     }
-    virtqueue_write(&net->taken, 0, &header, net_header_bytes(net));
+    virtqueue_write(chain, 0, &header, net_header_bytes(net));
     return (struct num_buffers){
-        find_byte(&net->taken, NUM_BUFFERS_AT),
-        find_byte(&net->taken, NUM_BUFFERS_AT + 1),
+        find_byte(chain, NUM_BUFFERS_AT),
+        find_byte(chain, NUM_BUFFERS_AT + 1),
     };
 }
 
@@ -232,7 +238,7 @@ static enum placing place_frame(struct virtio_net *net, const struct net_frame *
         if (placing != PLACED)
             break;
         if (count == 0)
-            num_buffers = write_header(net, frame, route);
+            num_buffers = write_header(net, &net->taken, frame, route);
         used = fill_chain(net, &reader, count == 0 ? head : 0);
         virtqueue_fill(vq, net->taken.head, used, count++);
     } while (reader.left > 0);
@@ -404,6 +410,184 @@ unsigned net_rx_deliver(struct net_port *port, const struct net_frame *frames, u
         net_note_traffic(net);
     device_unlock(net->vdev.env);
     return taken;
+}
+
+/* ---- buffers that the peer fills ---- */
+
+/* Puts back the last n chains that were lent. */
+static void take_back(struct virtio_net *net, unsigned n)
+{
+    while (n-- > 0)
+        virtqueue_unpop(net_rx_queue(net, 0));
+}
+
+/* Takes the queue's chains until they have room for any frame. */
+static bool take_chains(struct virtio_net *net)
+{
+    size_t need = net_header_bytes(net) + NET_FRAME_MAX, room = 0;
+    struct virtqueue_chain *pool = &net->batch.pool;
+    struct net_lent *lent = &net->lent;
+    unsigned pieces = 0;
+
+    /* The next chain must find room in the pool, however long it is. */
+    for (lent->n = 0; room < need; lent->n++) {
+        struct virtqueue_chain *chain = &lent->chains[lent->n];
+        int got = 0;
+
+        *chain = (struct virtqueue_chain){
+            .iov = pool->iov + pieces, .gpa = pool->gpa + pieces, .capacity = VIRTQUEUE_MAX_PIECES};
+        if (lent->n < NET_LOAN_CHAINS && pieces < NET_LOAN_PIECES)
+            got = virtqueue_pop(net_rx_queue(net, 0), chain);
+        if (got < 0)
+            virtio_device_broken(&net->vdev, "its receive queue is corrupt");
+        /* What is wrong with a buffer is said when a frame is to be put there. */
+        if (got > 0 && chain->writable_bytes < (lent->n == 0 ? net_header_bytes(net) : 1))
+            take_back(net, 1);
+        else if (got > 0 && pieces + chain->n_readable + chain->n_writable > NET_LOAN_PIECES)
+            take_back(net, 1);
+        else if (got > 0) {
+            pieces += chain->n_readable + chain->n_writable;
+            room += chain->writable_bytes;
+            continue;
+        }
+        take_back(net, got < 0 ? 0 : lent->n);
+        return false;
+    }
+    return true;
+}
+
+/* The chains' places behind the header. */
+static void list_places(const struct virtio_net *net, struct net_loan *loan)
+{
+    size_t skip = net_header_bytes(net);
+
+    loan->n = 0;
+    for (unsigned i = 0; i < net->lent.n; i++) {
+        const struct virtqueue_chain *chain = &net->lent.chains[i];
+
+        for (unsigned k = 0; k < chain->n_writable; k++) {
+            struct iovec piece = chain->iov[chain->n_readable + k];
+            size_t start = skip < piece.iov_len ? skip : piece.iov_len;
+
+            skip -= start;
+            if (piece.iov_len > start)
+                loan->iov[loan->n++] = (struct iovec){(uint8_t *)piece.iov_base + start,
+                                                      piece.iov_len - start};
+        }
+    }
+}
+
+bool net_rx_lend(struct net_port *port, struct net_loan *loan)
+{
+    struct virtio_net *net = net_of_port(port);
+    bool lent = false;
+
+    device_lock(net->vdev.env);
+    /* The pool is that of frames being sent. Without merging, one buffer holds a frame: none is so large
+     * that it would be worth it. */
+    if (virtio_device_live(&net->vdev) && net->link_up && !net->sending && !needs_flow(net) &&
+        virtio_has(&net->vdev, VIRTIO_NET_F_MRG_RXBUF) && net_rx_queue(net, 0)->st.enabled) {
+        virtqueue_disable_kicks(net_rx_queue(net, 0));
+        lent = take_chains(net);
+    }
+    net->lent.is = lent;
+    net->lent.generation = net->vdev.generation;
+    if (lent)
+        list_places(net, loan);
+    device_unlock(net->vdev.env);
+    return lent;
+}
+
+/* The beginning of what was put there. */
+static void read_lent_start(const struct virtio_net *net, size_t length, struct start *start)
+{
+    const struct virtqueue_chain *chains = net->lent.chains;
+    size_t skip = net_header_bytes(net);
+
+    *start = (struct start){.length = ETHER_HEADER + VLAN_TAG};
+    if (start->length > length)
+        start->length = length;
+    for (size_t i = 0; i < start->length; i++) {
+        while (skip + i >= chains->writable_bytes) {
+            skip -= chains->writable_bytes;
+            chains++;
+        }
+        start->bytes[i] = *find_byte(chains, skip + i).host;
+    }
+}
+
+/* Returns a chain of which the first bytes were written, and marks these. */
+static void use_chain(struct virtio_net *net, unsigned i, size_t bytes)
+{
+    const struct virtqueue_chain *chain = &net->lent.chains[i];
+    size_t left = bytes;
+
+    for (unsigned k = chain->n_readable; left > 0; k++) {
+        size_t run = chain->iov[k].iov_len < left ? chain->iov[k].iov_len : left;
+
+        memory_mark_dirty(net->vdev.env->mem, chain->gpa[k], run);
+        left -= run;
+    }
+    virtqueue_fill(net_rx_queue(net, 0), chain->head, (uint32_t)bytes, (uint16_t)i);
+}
+
+/* Hands the driver the frame that lies in the chains; those behind it go back. */
+static void use_chains(struct virtio_net *net, const struct net_frame *frame)
+{
+    static const struct route route = {0};
+    struct num_buffers num_buffers = write_header(net, &net->lent.chains[0], frame, &route);
+    size_t left = net_header_bytes(net) + frame->length;
+    unsigned used = 0;
+
+    for (size_t room = 0; room < left; used++)
+        room += net->lent.chains[used].writable_bytes;
+    take_back(net, net->lent.n - used);
+    for (unsigned i = 0; i < used; i++) {
+        size_t bytes = net->lent.chains[i].writable_bytes;
+
+        bytes = bytes < left ? bytes : left;
+        use_chain(net, i, bytes);
+        left -= bytes;
+    }
+    write_num_buffers(net, &num_buffers, (uint16_t)used);
+    virtqueue_flush(net_rx_queue(net, 0), (uint16_t)used);
+    net->received |= 1;
+}
+
+/* Whether the frame is one for the driver; counted if not. */
+static bool is_good(struct virtio_net *net, const struct net_frame *frame)
+{
+    struct start start;
+
+    if (malformed(net, frame))
+        return false;
+    if (too_long(net, frame)) {
+        net->counters.too_long++;
+        return false;
+    }
+    read_lent_start(net, frame->length, &start);
+    if (is_wanted(net, &start))
+        return true;
+    net->counters.filtered++;
+    return false;
+}
+
+bool net_rx_return(struct net_port *port, const struct net_frame *frame)
+{
+    struct virtio_net *net = net_of_port(port);
+
+    device_lock(net->vdev.env);
+    net->lent.is = false;
+    /* Reset meanwhile: the chains are not this queue's any more. Broken: nothing is returned. */
+    if (net->lent.generation != net->vdev.generation ||
+        (net->vdev.status & VIRTIO_CONFIG_S_NEEDS_RESET))
+        net->counters.not_ready += frame != NULL;
+    else if (frame && is_good(net, frame))
+        use_chains(net, frame);
+    else
+        take_back(net, net->lent.n);
+    device_unlock(net->vdev.env);
+    return frame != NULL;
 }
 
 void net_rx_flush(struct net_port *port)

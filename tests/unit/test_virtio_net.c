@@ -646,6 +646,191 @@ Test(virtio_net, work_that_was_not_agreed_on_is_refused)
     cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
 }
 
+/* ---- receiving into buffers that were lent ---- */
+
+static struct net_loan loan;
+
+static bool borrow(void)
+{
+    return net_port_borrow(&peer.port, &loan);
+}
+
+/* Puts a frame for the card into what was lent, and gives it back. */
+static struct net_frame return_frame(size_t length)
+{
+    struct net_frame frame = {.length = length};
+    size_t at = 0;
+
+    for (size_t i = 0; i < length; i++)
+        bytes[i] = (uint8_t)(i * 31 >> (i & 1 ? 8 : 0));
+    memcpy(bytes, card_mac, 6);
+    for (unsigned i = 0; i < loan.n && at < length; i++) {
+        size_t run = loan.iov[i].iov_len < length - at ? loan.iov[i].iov_len : length - at;
+
+        memcpy(loan.iov[i].iov_base, bytes + at, run);
+        at += run;
+    }
+    cr_assert_eq(at, length);
+    net_port_return(&peer.port, &frame);
+    return frame;
+}
+
+#define LENT_SIZE 6000u
+#define LENT_BUFFERS 14
+
+static void add_lent_buffers(unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        add_buffer(DATA + i * 0x2000, LENT_SIZE);
+}
+
+static void start_lending(void)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    add_lent_buffers(LENT_BUFFERS);
+}
+
+Test(virtio_net, a_frame_put_into_lent_buffers_arrives_and_those_not_needed_stay)
+{
+    start_lending();
+    cr_assert(borrow());
+    cr_assert_eq(loan.iov[0].iov_base, memory_at(fake.env.mem, DATA + HEADER, 1));
+    cr_assert_eq(loan.iov[0].iov_len, LENT_SIZE - HEADER);
+    return_frame(LENT_SIZE + 1000);
+    assert_header(DATA, 2);
+    assert_memory(DATA + HEADER, bytes, LENT_SIZE - HEADER);
+    assert_memory(DATA + 0x2000, bytes + LENT_SIZE - HEADER, 1000 + HEADER);
+    assert_used(RX, LENT_SIZE);
+    assert_used(RX, 1000 + HEADER);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 2);
+    cr_assert_eq(peer.port.sent.frames, 1);
+    cr_assert_eq(peer.port.sent.bytes, LENT_SIZE + 1000);
+    cr_assert(send_to_card(card_mac, 100), "the third buffer is the next");
+    assert_memory(DATA + 0x4000 + HEADER, bytes, 100);
+    assert_used(RX, 100 + HEADER);
+}
+
+Test(virtio_net, the_longest_frame_fits_into_what_was_lent)
+{
+    size_t room = 0;
+
+    start_lending();
+    cr_assert(borrow());
+    for (unsigned i = 0; i < loan.n; i++)
+        room += loan.iov[i].iov_len;
+    cr_assert_geq(room, NET_FRAME_MAX);
+    return_frame(NET_FRAME_MAX);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 11);
+    assert_header(DATA, 11);
+}
+
+Test(virtio_net, a_loan_that_comes_back_empty_changes_nothing)
+{
+    start_lending();
+    for (unsigned i = 0; i < 3; i++) {
+        cr_assert(borrow());
+        net_port_return(&peer.port, NULL);
+    }
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+    cr_assert_eq(peer.port.sent.frames, 0);
+    cr_assert(send_to_card(card_mac, 100));
+    assert_memory(DATA + HEADER, bytes, 100);
+}
+
+Test(virtio_net, without_buffers_for_the_longest_frame_nothing_is_lent)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    add_lent_buffers(10);
+    cr_assert_not(borrow());
+    cr_assert(send_to_card(card_mac, 100));
+    assert_memory(DATA + HEADER, bytes, 100);
+}
+
+Test(virtio_net, without_merging_or_a_driver_nothing_is_lent)
+{
+    start(0);
+    add_lent_buffers(LENT_BUFFERS);
+    cr_assert_not(borrow());
+    fake_driver_reset(vdev);
+    cr_assert_not(borrow());
+}
+
+Test(virtio_net, a_buffer_without_room_for_a_header_is_not_lent_and_breaks_the_device_later)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    add_buffer(DATA + 0x40000, HEADER - 1);
+    add_lent_buffers(12);
+    cr_assert_not(borrow());
+    cr_assert_not(is_broken());
+    (void)send_to_card(card_mac, 100);
+    cr_assert(is_broken());
+}
+
+Test(virtio_net, a_corrupt_queue_lends_nothing_and_breaks_the_device)
+{
+    start_lending();
+    memory_write(fake.env.mem, queues[RX].avail + 2, &(uint16_t){0x4000}, 2);
+    cr_assert_not(borrow());
+    cr_assert(is_broken());
+}
+
+Test(virtio_net, what_the_driver_does_not_want_is_taken_back_with_its_buffers)
+{
+    static const uint8_t other[6] = {2, 9, 9, 9, 9, 9};
+    struct net_frame frame = {.length = 200};
+
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_NET_F_CTRL_VQ) | BIT(VIRTIO_NET_F_CTRL_RX));
+    add_lent_buffers(LENT_BUFFERS);
+    cr_assert(borrow());
+    memcpy(loan.iov[0].iov_base, other, 6);
+    net_port_return(&peer.port, &frame);
+    cr_assert_eq(counters().filtered, 1);
+    cr_assert(borrow());
+    frame.needs_csum = true;
+    frame.csum_start = 14;
+    net_port_return(&peer.port, &frame);
+    cr_assert_eq(counters().malformed, 1);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+    cr_assert(send_to_card(card_mac, 100));
+    assert_memory(DATA + HEADER, bytes, 100);
+}
+
+Test(virtio_net, a_reset_while_buffers_are_lent_is_complete_only_when_they_are_back)
+{
+    start_lending();
+    cr_assert(borrow());
+    cr_assert(virtio_busy(vdev));
+    fake_driver_reset(vdev);
+    cr_assert_neq(virtio_get_status(vdev), 0);
+    return_frame(5000);
+    cr_assert_eq(virtio_get_status(vdev), 0);
+    cr_assert_not(virtio_busy(vdev));
+    cr_assert_eq(counters().not_ready, 1);
+    start_driver(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+    add_lent_buffers(LENT_BUFFERS);
+    cr_assert(borrow());
+    return_frame(100);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 1);
+}
+
+Test(virtio_net, what_was_put_into_lent_buffers_is_marked_dirty_and_nothing_else)
+{
+    const uint64_t first = DATA / 4096, expected = BIT(0) | BIT(1) | BIT(2);
+    uint64_t dirty[MEMORY / 4096 / 64] = {0};
+
+    start_lending();
+    cr_assert(borrow());
+    cr_assert_eq(memory_dirty_start(fake.env.mem), 0);
+    return_frame(LENT_SIZE + 1000);
+    memory_dirty_harvest(fake.env.mem, 0, dirty);
+    memory_dirty_stop(fake.env.mem);
+    for (uint64_t i = 0; i < 32; i++)
+        cr_assert_eq(dirty[(first + i) / 64] >> (first + i) % 64 & 1, expected >> i & 1,
+                     "page %llu", (unsigned long long)i);
+    cr_assert(dirty[queues[RX].used / 4096 / 64] >> queues[RX].used / 4096 % 64 & 1);
+}
+
 /* ---- transmitting ---- */
 
 /* Queues a frame whose last byte is `tag`; its header holds rubbish that nothing may heed. */
