@@ -120,7 +120,7 @@ static const struct cmd_option options[] = {
     {'c', "N", "1", "CPUs",
      {.name = "cpus", .parse = option_parse_number, .offset = AT(machine.cpus), .min = 1,
       .max = MACHINE_MAX_CPUS}, NULL},
-    {'m', "SIZE", "512M", "memory; more: SIZE,hugepages=2M|1G,prealloc=on,\ndirty-ring=N",
+    {'m', "SIZE", "512M", "memory; more: hugepages=,prealloc=,dirty-ring=",
      {.name = "memory"}, read_memory},
     {'d', "PATH", "none",
      "disk, a raw image; more: PATH,readonly=on,direct=on,\nserial=TEXT; repeat",
