@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes the initramfs of the native tests' guest: BusyBox, the few links to it that the tests use, a
-# file to fetch; or with --demo that of the demo. Small on purpose: unpacking is the work of an
+# Makes the initramfs of the native tests' guest: BusyBox and the few links to it that the tests use;
+# or with --demo that of the demo. Small on purpose: unpacking is the work of an
 # emulated kernel. Made once.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lab/lib.sh"
@@ -20,12 +20,11 @@ if [[ ! -e $image ]]; then
     mkdir -p "$CACHE/images"
     tree=$(mktemp -d "$CACHE/images/tree.XXXXXX")
     trap 'rm -rf "$tree"' EXIT
-    mkdir -p "$tree"/{bin,dev,proc,tmp,www}
+    mkdir -p "$tree"/{bin,dev,proc,tmp}
     cp "$BUSYBOX" "$tree/bin/busybox"
-    for applet in cat cut grep httpd ifconfig mkdir mount ping poweroff sh sha256sum stty tail uname wget; do
+    for applet in cat cut grep head httpd ifconfig mkdir mount ping poweroff sh sha256sum stty tail uname wget; do
         ln -s busybox "$tree/bin/$applet"
     done
-    head -c 200000 "$BUSYBOX" >"$tree/www/file"
     install -m 755 "$init" "$tree/init"
     if [[ $init == "$demo/init" ]]; then
         install -m 755 "$demo/guest.sh" "$tree/bin/demo"
