@@ -93,7 +93,8 @@ deps: ## install the Debian packages that all this takes
 	@tests/deps.sh
 
 # Those that measure Ferry's own code.
-$(BUILD)/tests/bench/switch: $(BUILD)/obj/tests/bench/switch.o $(BUILD)/libferry.a
+$(BUILD)/tests/bench/switch $(BUILD)/tests/bench/loopback: $(BUILD)/tests/bench/%: \
+    $(BUILD)/obj/tests/bench/%.o $(BUILD)/libferry.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(PKG_LIBS)
 

@@ -173,20 +173,39 @@ modes() {
     echo
 }
 
+# certificates: in $WORK/tls, for this host.
+certificates() {
+    local side dir=$WORK/tls
+    mkdir "$dir"
+    certtool --generate-privkey --key-type ecdsa --outfile "$dir/ca-key.pem"
+    printf 'cn = bench\nca\ncert_signing_key\n' >"$dir/template"
+    certtool --generate-self-signed --load-privkey "$dir/ca-key.pem" --template "$dir/template" \
+        --outfile "$dir/ca-cert.pem"
+    for side in server client; do
+        certtool --generate-privkey --key-type ecdsa --outfile "$dir/$side-key.pem"
+        printf 'cn = bench\ntls_www_%s\nsigning_key\nip_address = 127.0.0.1\n' $side >"$dir/template"
+        certtool --generate-certificate --load-privkey "$dir/$side-key.pem" --template "$dir/template" \
+            --load-ca-certificate "$dir/ca-cert.pem" --load-ca-privkey "$dir/ca-key.pem" \
+            --outfile "$dir/$side-cert.pem"
+    done
+} 2>/dev/null
+
 # migrated LABEL MEMORY WORDS ADDRESS [OPTION...]: a row: the payload migrate of so much memory goes
-# there. What it says in the end is looked at: figures of a guest that was spoilt are none.
+# there. What it says in the end is looked at: figures of a guest that was spoilt are none. The last
+# downtime and time in all are in $downtime and $in_all (ms).
 migrated() {
-    local label=$1 guest receiver line
+    local label=$1 guest receiver line tls=()
+    [[ $4 != tls:* ]] || tls=(--tls "$WORK/tls")
     rm -f "$WORK"/m.*
     mkfifo "$WORK/m.out" "$WORK/m.said" "$WORK/m.in"
     "$FERRY" run -k "$GUESTS/migrate.elf" -m "$2" -a "$3" --name bench-migrate </dev/null >"$WORK/m.out" &
     guest=$!
     read -r -t 300 line <"$WORK/m.out"
-    "$FERRY" receive -v --once --name bench-migrated "$4" <>"$WORK/m.in" >"$WORK/m.verdict" 2>"$WORK/m.said" &
+    "$FERRY" receive -v --once --name bench-migrated "${tls[@]}" "$4" <>"$WORK/m.in" >"$WORK/m.verdict" 2>"$WORK/m.said" &
     receiver=$!
     exec 4<"$WORK/m.said"
     read -r -t 60 -u 4 line
-    "$FERRY" migrate --json "${@:5}" bench-migrate "${4/%:0/:${line##* }}" | tail -n 1 >"$WORK/m.summary"
+    "$FERRY" migrate --json "${tls[@]}" "${@:5}" bench-migrate "${4/%:0/:${line##* }}" | tail -n 1 >"$WORK/m.summary"
     wait $guest || :
     printf q 1<>"$WORK/m.in"
     wait $receiver || :
@@ -198,6 +217,9 @@ migrated() {
         printf("| %s | %.0f ms | %.1f ms | %.1f ms | %d | %.0f MiB | %.0f MiB/s | %d %% |\n", $ARGV[0],
                $s->{elapsed_ms}, $s->{downtime_ms}, $s->{destination_downtime_ms}, $s->{rounds}, $mib,
                $mib * 1000 / $s->{elapsed_ms}, $s->{throttle})' "$label" <"$WORK/m.summary"
+    read -r downtime in_all < <(perl -MJSON::PP -e '
+        my $s = decode_json(<STDIN>);
+        printf("%.1f %.0f\n", $s->{downtime_ms}, $s->{elapsed_ms})' <"$WORK/m.summary")
 }
 
 # rate FILE COMMAND...: what the command makes of the file's data, in MiB/s.
@@ -260,24 +282,46 @@ saving() {
 }
 
 migration() {
-    local size rate
+    local i size rate plain working downtime in_all stops=() label
     local tcp=tcp:127.0.0.1:0
     export XDG_RUNTIME_DIR=$WORK
     echo "## Live migration, from process to process"
     echo
-    echo "$(nproc) CPUs for both processes and the guest. The loopback carries $("$BUILD/tests/bench/loopback" 1024) MiB/s" \
-        "when nothing else is done."
+    plain=$("$BUILD/tests/bench/loopback" 1024)
+    working=$("$BUILD/tests/bench/loopback" 1024 work)
+    echo "$(nproc) CPUs for both processes and the guest. The loopback carries $plain MiB/s when nothing else is" \
+        "done, and $working MiB/s when each piece is copied from memory, its checksum is taken by both sides," \
+        "and it is put into memory that was never touched."
     echo
     echo "| guest | in all | stopped, by the source | by the destination | rounds | sent | rate | slowed by |"
     echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for size in 256M 1G 4G 8G; do
-        migrated "idle, $size" $size 'bytes=4M hot=0 rest' $tcp
+        for ((i = 0; i < 7; i++)); do
+            migrated "idle, $size (the median stop of 7)" $size 'bytes=4M hot=0 rest' $tcp >"$WORK/row"
+            printf '%s\t%s\n' "$downtime" "$(cat "$WORK/row")"
+        done | sort -n | sed -n 4p >"$WORK/median"
+        cut -f 2 "$WORK/median"
+        stops+=("$(cut -f 1 "$WORK/median")")
     done
     migrated '1 GiB, all written, idle' 1200M 'bytes=1G hot=0 rest' $tcp
+    label="1 GiB took $in_all ms, which is $(awk "BEGIN { printf \"%.2f\", $in_all / 1024 * $working / 1000 }") times what the"
+    label+=" loopback with that work takes, and $(awk "BEGIN { printf \"%.2f\", $in_all / 1024 * $plain / 1000 }") times what it alone takes."
+    migrated 'the same, 2 connections' 1200M 'bytes=1G hot=0 rest' $tcp --streams 2
+    migrated 'the same, lz4' 1200M 'bytes=1G hot=0 rest' $tcp --compress lz4
+    migrated 'the same, zstd' 1200M 'bytes=1G hot=0 rest' $tcp --compress zstd
+    migrated 'the same, zstd, 2 connections' 1200M 'bytes=1G hot=0 rest' $tcp --compress zstd --streams 2
+    if command -v certtool >/dev/null; then
+        certificates
+        migrated 'the same, TLS' 1200M 'bytes=1G hot=0 rest' tls:127.0.0.1:0
+    fi
     for rate in 10 100 500 2000; do
         migrated "1 GiB, writes $rate MB/s over 256 MiB" 1G "bytes=256M hot=256M rate=${rate}000000" $tcp
     done
+    migrated 'the same, by dirty rings' 1G,dirty-ring=4096 "bytes=256M hot=256M rate=2000000000" $tcp
     migrated '4 GiB, memory handed over' 4G 'bytes=1G hot=0 rest' "unix:$WORK/m.link"
+    echo
+    echo "$label The downtime of an idle guest of 8 GiB is" \
+        "$(awk "BEGIN { printf \"%.2f\", ${stops[3]} / ${stops[0]} }") times that of one of 256 MiB."
     echo
 }
 
