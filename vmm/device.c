@@ -110,3 +110,14 @@ int device_load(struct device *dev, struct state_reader *in)
         in->at = before;
     return err;
 }
+
+bool device_may_be_absent(const struct device *dev)
+{
+    return dev->ops->absent != NULL;
+}
+
+void device_absent(struct device *dev)
+{
+    if (dev->ops->absent)
+        dev->ops->absent(dev);
+}

@@ -82,6 +82,9 @@ struct device_ops {
     void (*resume)(struct device *dev);
     /* Fills parts (at most DEVICE_MAX_PARTS), returns how many. Paused and idle. */
     unsigned (*state)(struct device *dev, struct state_part *parts);
+    /* Instead of loading: the guest was saved by a ferry that had no such device. NULL: it cannot be
+     * done without. */
+    void (*absent)(struct device *dev);
     /* Frees all, dev too. Without the lock; vCPUs have ended, nothing is in flight; the loop may
      * still be run by destroy to get its cancelled operations back. */
     void (*destroy)(struct device *dev);
@@ -107,6 +110,9 @@ int device_save(struct device *dev, struct state_buffer *out);
  * Errors of state_load() and -EINVAL; logged with the device's id.
  */
 int device_load(struct device *dev, struct state_reader *in);
+/* Whether a guest can come that was started without it; then device_absent() says that. */
+bool device_may_be_absent(const struct device *dev);
+void device_absent(struct device *dev);
 
 static inline void device_lock(const struct device_env *env)
 {

@@ -286,11 +286,15 @@ int machine_compare_devices(struct machine *m, const struct snapshot *hello, jso
     const struct snapshot_section *section = snapshot_find(hello, STREAM_HELLO, NULL);
     json_t *json = section ? json_loads(section->payload, JSON_REJECT_DUPLICATES, NULL) : NULL;
     const json_t *devices = json_object_get(json, "devices");
+    unsigned wanted = 0;
 
-    if (json_array_size(devices) != m->n_devices)
+    for (unsigned i = 0; i < m->n_devices; i++)
+        wanted += !device_may_be_absent(m->devices[i]) ||
+                  find_device(devices, m->devices[i]->id, m->devices[i]->ops->type);
+    if (json_array_size(devices) != wanted)
         machine_mismatch(report, "devices",
                  json_sprintf("the guest has %zu, and %u are made here", json_array_size(devices),
-                              m->n_devices),
+                              wanted),
                  "use the same version of ferry on both hosts");
     for (unsigned i = 0; i < m->n_devices; i++) {
         struct device_check check = {.report = report};
@@ -299,7 +303,7 @@ int machine_compare_devices(struct machine *m, const struct snapshot *hello, jso
         check.there = find_device(devices, dev->id, dev->ops->type);
         if (check.there)
             (void)machine_on_device(m, i, check_records, &check);
-        else
+        else if (!device_may_be_absent(dev))
             machine_mismatch(report, dev->id, json_sprintf("the source has no %s of that name",
                                                    dev->ops->type),
                      "use the same version of ferry on both hosts");

@@ -77,6 +77,7 @@ struct machine {
     /* Borrowed from devices[]. */
     struct pci_bus *pci;
     struct device *power;
+    struct device *genid;
 
     /* Raised by any thread, taken by the loop's. */
     struct machine_events events;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "devices/virtio/blk.h"
+#include "devices/vmgenid.h"
 #include "migration/lazy.h"
 #include "migration/live_save.h"
 #include "migration/snapshot.h"
@@ -297,23 +298,44 @@ static int resume_device(struct device *dev, void *arg)
     return 0;
 }
 
-static int load_devices(struct machine *m)
+static int leave_device(struct device *dev, void *arg)
 {
-    unsigned found = 0;
-    int err = 0;
+    (void)arg;
+    device_pause(dev);
+    device_absent(dev);
+    return 0;
+}
+
+/* Each section is of a device here, and each device here has a section, or can do without. */
+static int check_devices(struct machine *m)
+{
+    unsigned found = 0, wanted = 0;
 
     for (unsigned i = 0; i < m->snapshot->n_sections; i++)
         found += m->snapshot->sections[i].head.kind == STREAM_DEVICE;
-    if (found != m->n_devices) {
-        log_error("%s: it holds %u devices, and this machine has %u", m->restore_from->name, found,
-                  m->n_devices);
-        return -EBADMSG;
-    }
+    for (unsigned i = 0; i < m->n_devices; i++)
+        wanted += !device_may_be_absent(m->devices[i]) ||
+                  snapshot_find(m->snapshot, STREAM_DEVICE, m->devices[i]->id);
+    if (found == wanted)
+        return 0;
+    log_error("%s: it holds %u devices, and this machine has %u", m->restore_from->name, found,
+              wanted);
+    return -EBADMSG;
+}
+
+static int load_devices(struct machine *m)
+{
+    int err = check_devices(m);
+
     for (unsigned i = 0; !err && i < m->n_devices; i++) {
         const struct snapshot_section *s =
             snapshot_find(m->snapshot, STREAM_DEVICE, m->devices[i]->id);
         struct state_reader in = {0};
 
+        if (!s && device_may_be_absent(m->devices[i])) {
+            err = machine_on_device(m, i, leave_device, NULL);
+            continue;
+        }
         if (!s) {
             err = missing(m, "device", m->devices[i]->id);
             break;
@@ -405,5 +427,12 @@ int machine_load(struct machine *m)
 
     if (!err)
         err = machine_load_state(m);
-    return err ? err : machine_resume_devices(m);
+    if (!err)
+        err = machine_resume_devices(m);
+    if (err)
+        return err;
+    device_lock(&m->env);
+    err = vmgenid_renew(m->genid); /* another may have gone on, or will, from the same file */
+    device_unlock(&m->env);
+    return err;
 }

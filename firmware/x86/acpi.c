@@ -371,28 +371,65 @@ static void add_pvpanic(struct aml *aml)
 }
 
 #define NOTIFY_BUTTON_PRESSED 0x80 /* §5.6.6, table 5-171 */
+#define NOTIFY_GENID_CHANGED 0x80  /* "Virtual Machine Generation ID" */
 
 static void add_power_button(struct aml *aml)
 {
-    struct aml_resources res = {0};
-
     aml_device(aml, "PWRB");
     add_hid(aml, "PNP0C0C", NULL, 0);
     aml_end(aml);
+}
 
-    aml_res_interrupt(&res, PLATFORM_GED_GSI);
+/* "Virtual Machine Generation ID", 2012: found by its _CID; ADDR has the place, low half first. The
+ * second _CID is Hyper-V's, of the length that ACPI allows, by which Linux finds it. */
+static void add_genid(struct aml *aml)
+{
+    aml_device(aml, "VGEN");
+    add_hid(aml, NULL, "FRRY0001", 0);
+    aml_name(aml, "_CID");
+    aml_package(aml, 2);
+    aml_string(aml, "VM_Gen_Counter");
+    aml_string(aml, "VMGENCTR");
+    aml_end(aml);
+    aml_name(aml, "_DDN");
+    aml_string(aml, "VM_Gen_Counter");
+    aml_name(aml, "ADDR");
+    aml_package(aml, 2);
+    aml_integer(aml, PLATFORM_GENID_BASE & 0xFFFFFFFFu);
+    aml_integer(aml, PLATFORM_GENID_BASE >> 32);
+    aml_end(aml);
+    aml_end(aml);
+}
+
+static void add_event(struct aml *aml, unsigned gsi, const char *device, uint64_t event)
+{
+    aml_if(aml);
+    aml_op(aml, AML_LEQUAL);
+    aml_op(aml, AML_ARG0);
+    aml_integer(aml, gsi);
+    aml_op(aml, AML_NOTIFY);
+    aml_path(aml, device);
+    aml_integer(aml, event);
+    aml_end(aml);
+}
+
+/* §5.6.9: each of its interrupts is an event, whose number _EVT is called with. */
+static void add_events(struct aml *aml, const struct acpi_config *config)
+{
+    struct aml_resources res = {0};
+
+    if (config->has_power_button)
+        aml_res_interrupt(&res, PLATFORM_GED_GSI);
+    if (config->has_genid)
+        aml_res_interrupt(&res, PLATFORM_GENID_GSI);
     aml_device(aml, "GED_");
     add_hid(aml, NULL, "ACPI0013", 0);
     add_crs(aml, &res);
     aml_method(aml, "_EVT", 1, true);
-    aml_if(aml);
-    aml_op(aml, AML_LEQUAL);
-    aml_op(aml, AML_ARG0);
-    aml_integer(aml, PLATFORM_GED_GSI);
-    aml_op(aml, AML_NOTIFY);
-    aml_path(aml, "\\_SB_.PWRB");
-    aml_integer(aml, NOTIFY_BUTTON_PRESSED);
-    aml_end(aml);
+    if (config->has_power_button)
+        add_event(aml, PLATFORM_GED_GSI, "\\_SB_.PWRB", NOTIFY_BUTTON_PRESSED);
+    if (config->has_genid)
+        add_event(aml, PLATFORM_GENID_GSI, "\\_SB_.VGEN", NOTIFY_GENID_CHANGED);
     aml_end(aml);
     aml_end(aml);
 }
@@ -423,6 +460,10 @@ static int build_dsdt(struct aml *aml, const struct acpi_config *config)
         add_pvpanic(aml);
     if (config->has_power_button)
         add_power_button(aml);
+    if (config->has_genid)
+        add_genid(aml);
+    if (config->has_power_button || config->has_genid)
+        add_events(aml, config);
     add_processors(aml, config->n_cpus);
     aml_end(aml);
     aml_name(aml, "\\_S5_");

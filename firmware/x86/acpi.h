@@ -21,6 +21,7 @@ struct acpi_config {
     bool has_uart;            /* 16550A at COM1 */
     bool has_pvpanic;
     bool has_power_button;    /* needs the event line PLATFORM_GED_GSI */
+    bool has_genid;           /* at PLATFORM_GENID_BASE; needs the event line PLATFORM_GENID_GSI */
     bool has_pci;             /* root bus and ECAM */
     uint64_t mmio64_base;     /* 64-bit PCI memory window; size 0: none */
     uint64_t mmio64_size;

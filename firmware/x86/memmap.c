@@ -49,7 +49,7 @@ void memmap_build(const struct guest_memory *mem, const struct firmware_tables *
     add(out, 0, min_gpa(low_end, PLATFORM_EBDA_BASE), MEMMAP_RAM);
     /* What PCs have there; Linux expects the gap up to 640 KiB to be reserved. */
     add(out, PLATFORM_EBDA_BASE, PLATFORM_VGA_BASE, MEMMAP_RESERVED);
-    add_around(out, PLATFORM_TABLES_BASE, PLATFORM_TABLES_END, MEMMAP_RESERVED, tables);
+    add_around(out, PLATFORM_GENID_BASE, PLATFORM_TABLES_END, MEMMAP_RESERVED, tables);
     add_around(out, PLATFORM_TABLES_END, low_end, MEMMAP_RAM, tables);
     /* PCI Firmware 3.3 §4.1.2: the ECAM must be reserved. */
     add(out, PLATFORM_ECAM_BASE, PLATFORM_ECAM_BASE + PLATFORM_ECAM_SIZE, MEMMAP_RESERVED);

@@ -20,6 +20,7 @@ static struct acpi_config full(unsigned n_cpus)
         .has_uart = true,
         .has_pvpanic = true,
         .has_power_button = true,
+        .has_genid = true,
         .has_pci = true,
         .mmio64_base = 0x8000000000,
         .mmio64_size = 0x1000000000,

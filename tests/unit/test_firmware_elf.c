@@ -348,10 +348,10 @@ Test(pvh, start_info_tells_all)
     cr_assert_str_eq(line, "console=ttyS0");
     cr_assert_eq(image_u64(mem, entry.info + 32), 0xE0000, "RSDP");
     list = image_u64(mem, entry.info + 40);
-    cr_assert_eq(image_u32(mem, entry.info + 48), 7, "memory map entries");
-    cr_assert_eq(image_u64(mem, list + 4 * 24), MIB);
-    cr_assert_eq(image_u64(mem, list + 4 * 24 + 8), 31 * MIB);
-    cr_assert_eq(image_u32(mem, list + 4 * 24 + 16), 1);
+    cr_assert_eq(image_u32(mem, entry.info + 48), 8, "memory map entries");
+    cr_assert_eq(image_u64(mem, list + 5 * 24), MIB);
+    cr_assert_eq(image_u64(mem, list + 5 * 24 + 8), 31 * MIB);
+    cr_assert_eq(image_u32(mem, list + 5 * 24 + 16), 1);
 }
 
 Test(pvh, start_info_without_initrd_has_no_modules)

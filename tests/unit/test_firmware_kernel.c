@@ -260,18 +260,18 @@ static void check_map(struct guest_memory *mem, const struct firmware_tables *ta
 Test(memory_map, of_a_small_guest_has_the_tables_below_1_mib)
 {
     static const struct e820 expected[] = {
-        {0, 0x9FC00, 1}, {0x9FC00, 0x400, 2}, {0xE0000, 0x3000, 3}, {0xE3000, 0x1D000, 2},
-        {0x100000, 31 * MIB, 1}, {0xE0000000, 0x100000, 2}, {0xFEFFC000, 0x4000, 2},
+        {0, 0x9FC00, 1}, {0x9FC00, 0x400, 2}, {0xDF000, 0x1000, 2}, {0xE0000, 0x3000, 3},
+        {0xE3000, 0x1D000, 2}, {0x100000, 31 * MIB, 1}, {0xE0000000, 0x100000, 2}, {0xFEFFC000, 0x4000, 2},
     };
     struct firmware_tables tables = {0xE0000, 0xE0000, 0x3000};
 
-    check_map(image_memory(32 * MIB), &tables, expected, 7);
+    check_map(image_memory(32 * MIB), &tables, expected, 8);
 }
 
 Test(memory_map, of_a_large_guest_goes_on_above_4_gib)
 {
     static const struct e820 expected[] = {
-        {0, 0x9FC00, 1}, {0x9FC00, 0x400, 2}, {0xE0000, 0x20000, 2},
+        {0, 0x9FC00, 1}, {0x9FC00, 0x400, 2}, {0xDF000, 0x21000, 2},
         {0x100000, 0xBFF00000 - 0x40000, 1}, {0xBFFC0000, 0x40000, 3},
         {0xE0000000, 0x100000, 2}, {0xFEFFC000, 0x4000, 2}, {0x100000000, 2 * GIB, 1},
     };

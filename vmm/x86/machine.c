@@ -9,6 +9,7 @@
 #include "devices/power.h"
 #include "devices/pvpanic.h"
 #include "devices/uart16550.h"
+#include "devices/vmgenid.h"
 #include "firmware/kernel.h"
 #include "firmware/x86/acpi.h"
 #include "firmware/x86/reset_vector.h"
@@ -63,6 +64,15 @@ static int add_uart(struct machine *m)
     return err ? err : machine_add_device(m, dev);
 }
 
+static int add_genid(struct machine *m)
+{
+    const struct vmgenid_config config = {
+        .id = "genid", .place = PLATFORM_GENID_BASE, .gsi = PLATFORM_GENID_GSI};
+    int err = vmgenid_create(&m->genid, &m->env, &config);
+
+    return err ? err : machine_add_device(m, m->genid);
+}
+
 static int add_pci(struct machine *m)
 {
     const struct pci_bus_config config = {
@@ -78,7 +88,8 @@ static int add_pci(struct machine *m)
 
 int machine_arch_devices(struct machine *m)
 {
-    static int (*const steps[])(struct machine *) = {add_power, add_pvpanic, add_uart, add_pci};
+    static int (*const steps[])(struct machine *) = {add_power, add_pvpanic, add_uart, add_genid,
+                                                         add_pci};
     int err = 0;
 
     for (size_t i = 0; !err && i < sizeof(steps) / sizeof(steps[0]); i++)
@@ -120,6 +131,7 @@ int machine_arch_load(struct machine *m)
         .has_uart = true,
         .has_pvpanic = true,
         .has_power_button = true,
+        .has_genid = true,
         .has_pci = true,
     };
     struct firmware_tables tables;
@@ -127,6 +139,8 @@ int machine_arch_load(struct machine *m)
     struct x86_entry entry;
     int err = acpi_build(m->mem, &acpi, &tables);
 
+    if (!err)
+        err = vmgenid_show(m->genid);
     if (!err)
         err = reset_vector_write(m->mem);
     if (!err)

@@ -14,6 +14,7 @@
 /* Below 1 MiB, as PCs have it: what the guest must not take for RAM. */
 #define PLATFORM_EBDA_BASE 0x9FC00ull
 #define PLATFORM_VGA_BASE 0xA0000ull
+#define PLATFORM_GENID_BASE 0xDF000ull  /* the VM generation ID: 16 bytes, in a page of their own */
 #define PLATFORM_TABLES_BASE 0xE0000ull /* ACPI tables, RSDP first, as far as they fit */
 #define PLATFORM_RESET_VECTOR 0xFFFF0ull /* real mode's F000:FFF0, where firmware would begin */
 #define PLATFORM_TABLES_END 0x100000ull
@@ -47,8 +48,9 @@
 /* The sleep type of \_S5; the guest powers off by writing (type << 2 | 1 << 5) to the control. */
 #define PLATFORM_SLEEP_TYPE_S5 5
 
-/* Interrupt lines (GSI, which is the IOAPIC's pin). Both are edge triggered, active high. */
+/* Interrupt lines (GSI, which is the IOAPIC's pin). All are edge triggered, active high. */
 #define PLATFORM_COM1_GSI 4
 #define PLATFORM_GED_GSI 5 /* ACPI event device: the power button */
+#define PLATFORM_GENID_GSI 6 /* ACPI event device: the VM generation ID is another */
 
 #endif

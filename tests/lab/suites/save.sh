@@ -9,6 +9,10 @@ work='
     before=$(sha256sum </tmp/file)
     dd if=/tmp/file of=/dev/vda bs=1M count=8 oflag=direct 2>/dev/null
     (while :; do :; done) & spin=$!
+    genid() { dd if=/dev/mem bs=4096 skip=223 count=1 2>/dev/null | head -c 16 | od -An -tx1 | tr -d " "; }
+    told() { awk "/ACPI:Ged/ { n += \$2 + \$3 } END { print n + 0 }" /proc/interrupts; }
+    genid=$(genid) told=$(told)
+    [ -d /sys/bus/acpi/devices/FRRY0001:00 ] && echo genid=described
     echo working
     i=0
     while [ $i -lt 60 ]; do usleep 100000; i=$((i + 1)); done
@@ -17,6 +21,8 @@ work='
     [ "$(head -c 8388608 /tmp/file | sha256sum)" = "$(head -c 8388608 /dev/vda | sha256sum)" ] && echo disk=same
     ping -c 2 10.0.2.2 && echo network=works
     dmesg | grep -E "WARNING: CPU|BUG: |soft lockup|clocksource.*unstable" && echo kernel=complains
+    [ "$genid" != "$(genid)" ] && echo genid=changed
+    [ $(told) = $((told + 1)) ] && echo genid=told
     echo cpus=$(grep -c ^processor /proc/cpuinfo)'
 
 test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
@@ -26,7 +32,9 @@ test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
     ferry save web file
     guest_end
     [ $STATUS = 0 ]
+    has '^genid=described'
     lacks '^memory='
+    lacks '^genid=changed'
     ferry restore file </dev/null >console 2>ferry &
     FERRY=$!
     guest_end
@@ -36,5 +44,7 @@ test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
     has '^disk=same'
     has '^network=works'
     has '^cpus=2'
+    has '^genid=changed'
+    has '^genid=told'
     lacks '^kernel=complains'
 }
