@@ -21,7 +21,7 @@ _ferry_net_keys() {
 # _ferry_run WORD PREVIOUS: what may stand for WORD.
 _ferry_run() {
     local options='--kernel --initrd --append --cpus --memory --disk --net --switch --console --name
-        --decompress --no-reboot --grace --verbose --help'
+        --decompress --no-reboot --grace --incoming --verbose --help'
     case $2 in
         -k | --kernel | -i | --initrd) mapfile -t COMPREPLY < <(compgen -f -- "$1") ;;
         -d | --disk)
@@ -124,7 +124,7 @@ _ferry() {
             esac ;;
         restore)
             [[ $previous == --name ]] ||
-                mapfile -t COMPREPLY < <(compgen -f -W '--lazy --name --verbose --help' -- "$word") ;;
+                mapfile -t COMPREPLY < <(compgen -f -W '--fresh-macs --lazy --name --switch --verbose --help' -- "$word") ;;
     esac
 }
 

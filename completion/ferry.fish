@@ -50,6 +50,7 @@ complete -c ferry -n '__fish_seen_subcommand_from receive' -l once -d 'End when 
 complete -c ferry -n '__fish_seen_subcommand_from restore save' -F
 complete -c ferry -n '__fish_seen_subcommand_from restore receive' -l name -x -d 'Name of the guest'
 complete -c ferry -n '__fish_seen_subcommand_from save' -l live -d 'Write while it runs'
+complete -c ferry -n '__fish_seen_subcommand_from restore' -l fresh-macs -d 'New addresses for its cards'
 complete -c ferry -n '__fish_seen_subcommand_from restore' -l lazy -d 'Read memory when it is touched'
 complete -c ferry -n '__fish_seen_subcommand_from restore receive' -s v -l verbose -d 'Say more; twice for everything'
 
@@ -60,7 +61,8 @@ complete -c ferry -n '__fish_seen_subcommand_from run' -s c -l cpus -x -d 'CPUs'
 complete -c ferry -n '__fish_seen_subcommand_from run' -s m -l memory -x -a '512M 1G 2G 4G' -d 'Memory'
 complete -c ferry -n '__fish_seen_subcommand_from run' -s d -l disk -rF -d 'Disk, a raw image'
 complete -c ferry -n '__fish_seen_subcommand_from run' -s n -l net -x -a 'nat nat,via=passt nat,via=kernel hostonly bridge,if= bridge,br= tap,if= stream,path= switch= none' -d 'Network card'
-complete -c ferry -n '__fish_seen_subcommand_from run receive' -s s -l switch -x -d 'Switch'
+complete -c ferry -n '__fish_seen_subcommand_from run receive restore' -s s -l switch -x -d 'Switch'
+complete -c ferry -n '__fish_seen_subcommand_from run' -l incoming -x -a 'tcp: unix:' -d 'Take a guest that migrates here'
 complete -c ferry -n '__fish_seen_subcommand_from run' -l console -x -a 'serial virtio off' -d 'The guest\'s console'
 complete -c ferry -n '__fish_seen_subcommand_from run' -l name -x -d 'Name of the guest'
 complete -c ferry -n '__fish_seen_subcommand_from run' -l decompress -x -a 'auto host guest' -d 'Who unpacks a bzImage'

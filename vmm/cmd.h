@@ -89,6 +89,10 @@ int cmd_add_switch(struct cmd_switches *switches, const char *text);
 int cmd_make_switches(const struct cmd_switches *switches, struct process *process);
 void cmd_free_switches(struct cmd_switches *switches);
 
+/* Waits for a guest that migrates here, and runs it: `ferry receive`. name NULL: as it had. All is
+ * borrowed. */
+enum exit_status cmd_receive_guest(char *address, char *name, const struct cmd_switches *switches);
+
 struct machine;
 struct machine_config;
 struct process;

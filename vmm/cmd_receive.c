@@ -258,6 +258,14 @@ static enum exit_status wait_for_guest(const struct receive_options *wanted)
     return status;
 }
 
+enum exit_status cmd_receive_guest(char *address, char *name, const struct cmd_switches *switches)
+{
+    const struct receive_options wanted = {
+        .address = address, .name = name, .switches = *switches};
+
+    return wait_for_guest(&wanted);
+}
+
 static enum exit_status receive(const struct command *command, int argc, char **argv)
 {
     enum exit_status status = STATUS_USAGE;

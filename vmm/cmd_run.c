@@ -20,6 +20,7 @@ struct run_options {
     struct machine_config machine;
     unsigned verbose;
     struct cmd_switches switches;
+    char *incoming;
 };
 
 static int read_memory(void *object, const char *text)
@@ -146,6 +147,9 @@ static const struct cmd_option options[] = {
     {0, "SECONDS", "30", "from the power button to a forced end",
      {.name = "grace", .parse = option_parse_number, .offset = AT(machine.grace_s), .max = 86400},
      NULL},
+    {0, "ADDRESS", "none", "take a guest that migrates here: see receive",
+     {.name = "incoming", .parse = option_parse_string, .offset = AT(incoming),
+      .expects = "tcp:HOST:PORT or unix:PATH"}, NULL},
     {'v', NULL, "off", "say more; twice for everything",
      {.name = "verbose", .parse = cmd_count_up, .offset = AT(verbose)}, NULL},
     {0},
@@ -255,6 +259,28 @@ static enum exit_status create_and_run(const struct run_options *wanted)
     return error == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
 }
 
+/* What a guest that comes is made of, its source says. */
+static enum exit_status take_incoming(struct run_options *wanted)
+{
+    const struct machine_config *machine = &wanted->machine;
+    const struct {
+        bool given;
+        const char *name;
+    } others[] = {
+        {machine->kernel, "kernel"}, {machine->initrd, "initrd"}, {machine->append, "append"},
+        {machine->n_disks > 0, "disk"}, {machine->n_nets > 0, "net"},
+    };
+
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+        if (!others[i].given)
+            continue;
+        log_error("--%s does not go together with --incoming: the source says what its guest has",
+                  others[i].name);
+        return STATUS_USAGE;
+    }
+    return cmd_receive_guest(wanted->incoming, wanted->machine.name, &wanted->switches);
+}
+
 static enum exit_status run(const struct command *command, int argc, char **argv)
 {
     enum exit_status status = STATUS_USAGE;
@@ -269,11 +295,14 @@ static enum exit_status run(const struct command *command, int argc, char **argv
         break;
     case CMD_PARSED:
         cmd_set_verbosity(wanted.verbose);
-        if (machine_config_finish(&wanted.machine) == 0 && cmd_check_memory("--memory", &wanted.machine) == 0)
+        if (wanted.incoming)
+            status = take_incoming(&wanted);
+        else if (machine_config_finish(&wanted.machine) == 0 && cmd_check_memory("--memory", &wanted.machine) == 0)
             status = create_and_run(&wanted);
         break;
     }
     machine_config_fini(&wanted.machine);
+    free(wanted.incoming);
     cmd_free_switches(&wanted.switches);
     return status;
 }
@@ -283,7 +312,6 @@ const struct command cmd_run = {
     .usage = "-k FILE [OPTION]...",
     .summary = "Boot a guest on this terminal; Ctrl-a x ends it.",
     .options = options,
-    .notes = "Exit status: 0 power off, 2 wrong option or file, 3 no way to run guests here,\n"
-             "4 guest crashed, 128+N ended by signal N. 'man ferry-run' tells more.",
+    .notes = "Exit status: 0 power off, 2 wrong option, 3 no KVM, 4 crash, 128+N signal N.",
     .run = run,
 };

@@ -16,6 +16,7 @@
 #include "migration/snapshot.h"
 #include "vmm/client.h"
 #include "vmm/cmd.h"
+#include "vmm/lab_switch.h"
 #include "vmm/machine.h"
 #include "vmm/machine_json.h"
 #include "vmm/process.h"
@@ -119,8 +120,15 @@ struct restore_options {
     char *file;
     char *name;
     bool lazy;
+    bool fresh_macs;
     unsigned verbose;
+    struct cmd_switches switches;
 };
+
+static int read_switch(void *object, const char *text)
+{
+    return cmd_add_switch(&((struct restore_options *)object)->switches, text);
+}
 
 static const struct cmd_operand restore_operands[] = {
     {"FILE",
@@ -133,9 +141,14 @@ static const struct cmd_option restore_options[] = {
     {0, "TEXT", "as saved", "name of the guest",
      {.name = "name", .parse = option_parse_string,
       .offset = offsetof(struct restore_options, name), .expects = "a name"}, NULL},
+    {0, NULL, "off", "give its network cards new addresses",
+     {.name = "fresh-macs", .parse = option_parse_bool,
+      .offset = offsetof(struct restore_options, fresh_macs)}, NULL},
     {0, NULL, "off", "run at once: read memory when it is touched",
      {.name = "lazy", .parse = option_parse_bool, .offset = offsetof(struct restore_options, lazy)},
      NULL},
+    {'s', "NAME", "as saved", "switch for its cards; more: NAME,uplink=MODE;\nrepeat",
+     {.name = "switch"}, read_switch},
     {'v', NULL, "off", "say more; twice for everything",
      {.name = "verbose", .parse = cmd_count_up,
       .offset = offsetof(struct restore_options, verbose)}, NULL},
@@ -153,9 +166,35 @@ static int make_config(struct machine_config *config, const struct snapshot *sna
     return -EBADMSG;
 }
 
+/* The file's switches are made beside those that were asked for, which replace what has their names. */
+static int add_saved_switches(const struct snapshot *snapshot, struct cmd_switches *switches)
+{
+    const struct snapshot_section *section = snapshot_find(snapshot, STREAM_CONFIG, NULL);
+    json_t *json = section ? json_loads(section->payload, 0, NULL) : NULL;
+    json_t *one;
+    size_t i;
+    int err = 0;
+
+    json_array_foreach(json_object_get(json, "switches"), i, one) {
+        const char *text = json_string_value(one);
+        bool named_before = false;
+        unsigned last = switches->n;
+
+        err = text ? cmd_add_switch(switches, text) : -EINVAL;
+        if (err)
+            break;
+        for (unsigned s = 0; s < last; s++)
+            named_before |= strcmp(switches->list[s].name, switches->list[last].name) == 0;
+        if (named_before)
+            switch_options_fini(&switches->list[--switches->n]);
+    }
+    json_decref(json);
+    return err;
+}
+
 /* Builds the machine from the file, which is not needed any more afterwards, unless it is lazy. */
 static int restore_machine(struct process **process, struct machine **machine,
-                           struct machine_config *config, const struct restore_options *wanted)
+                           struct machine_config *config, struct restore_options *wanted)
 {
     struct stream_reader reader = {.fd = open(wanted->file, O_RDONLY | O_CLOEXEC),
                                    .name = wanted->file};
@@ -170,10 +209,17 @@ static int restore_machine(struct process **process, struct machine **machine,
     err = snapshot_read(&snapshot, &reader);
     if (!err)
         err = make_config(config, &snapshot, wanted);
+    if (!err && wanted->fresh_macs)
+        err = machine_config_draw_macs(config);
+    if (!err)
+        err = add_saved_switches(&snapshot, &wanted->switches);
     if (!err)
         err = process_create(process, config->name);
     if (!err)
-        err = machine_restore(machine, *process, config, &snapshot, &reader, wanted->lazy);
+        err = cmd_make_switches(&wanted->switches, *process);
+    if (!err)
+        err = machine_restore(machine, *process, config, &snapshot, &reader, wanted->lazy,
+                              wanted->fresh_macs);
     snapshot_fini(&snapshot);
     close(reader.fd);
     return err;
@@ -209,6 +255,7 @@ static enum exit_status restore(const struct command *command, int argc, char **
     machine_config_fini(&config);
     free(wanted.file);
     free(wanted.name);
+    cmd_free_switches(&wanted.switches);
     return status;
 }
 

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <string.h>
 
 #include "net/uplink_options.h"
 #include "vmm/util/log.h"
@@ -97,6 +98,9 @@ int switch_options_read(struct switch_options *options, const struct option_list
     *options = (struct switch_options){
         .uplink_port = {.name = SWITCH_UPLINK_PORT, .kind = SWITCH_PORT_UPLINK}};
     uplink_config_init(&options->uplink);
+    options->text = strdup(list->text);
+    if (!options->text)
+        return -ENOMEM;
     err = option_list_read(list, keys, options, &seen);
     if (!err)
         err = check_keys(list, options, seen);
@@ -141,6 +145,7 @@ int switch_options_add_mirror(struct switch_options *options, const char *where,
 void switch_options_fini(struct switch_options *options)
 {
     uplink_config_fini(&options->uplink);
+    free(options->text);
     free(options->rules);
     free(options->mirrors);
     *options = (struct switch_options){0};

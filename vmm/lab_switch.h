@@ -18,6 +18,7 @@
 /* Strings and arrays are owned by the struct. */
 struct switch_options {
     char name[NET_NAME_MAX];
+    char *text; /* as it was given, but for rules and mirrors; NULL: by nobody */
     unsigned fdb_max, fdb_age_s; /* 0: the switch's defaults */
     uint64_t poll_ns;            /* how long its thread looks for frames before it sleeps */
     bool has_uplink;

@@ -394,7 +394,8 @@ int machine_create(struct machine **out, struct process *process,
 
 int machine_restore(struct machine **out, struct process *process,
                     const struct machine_config *config, const struct snapshot *snapshot,
-                    const struct stream_reader *reader, bool lazily)
+                    const struct stream_reader *reader, bool lazily,
+                    bool fresh_macs)
 {
     struct machine *m = new_machine(process, config);
     int err;
@@ -404,6 +405,7 @@ int machine_restore(struct machine **out, struct process *process,
     m->snapshot = snapshot;
     m->restore_from = reader;
     m->restore_lazily = lazily;
+    m->fresh_macs = fresh_macs;
     err = build(m, restore_steps, sizeof(restore_steps) / sizeof(restore_steps[0]));
     if (err)
         return err;

@@ -38,11 +38,13 @@ int machine_create(struct machine **out, struct process *process,
  * Builds the machine that was saved, as it stood; nothing runs yet. config is what the snapshot's
  * section says, borrowed for the machine's life; snapshot and reader are borrowed for the call.
  * lazily: its memory is read from the file when it is touched, and the rest in the background.
+ * fresh_macs: its NICs have the addresses of config, not those of the snapshot.
  * Errors as above; a file that does not fit or is damaged is of the second kind.
  */
 int machine_restore(struct machine **out, struct process *process,
                     const struct machine_config *config, const struct snapshot *snapshot,
-                    const struct stream_reader *reader, bool lazily);
+                    const struct stream_reader *reader, bool lazily,
+                    bool fresh_macs);
 
 /*
  * Builds the machine of a guest that comes from another process; its memory is memory_fd, taken over,

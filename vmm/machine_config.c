@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "net/uplink_options.h"
@@ -394,6 +395,19 @@ static int finish_nets(struct machine_config *config, const char *where)
             log_error("%s: two network cards have the same mac=", where);
             return -EINVAL;
         }
+    }
+    return 0;
+}
+
+int machine_config_draw_macs(struct machine_config *config)
+{
+    for (unsigned i = 0; i < config->n_nets; i++) {
+        struct option_mac *mac = &config->nets[i].mac;
+
+        if (getrandom(mac->bytes + 1, sizeof(mac->bytes) - 1, 0) < 0)
+            return -errno;
+        mac->bytes[0] = 0x02; /* locally administered, one station's */
+        config->nets[i].port.mac = *mac;
     }
     return 0;
 }

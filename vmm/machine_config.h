@@ -95,7 +95,9 @@ int machine_config_put_net(struct machine_config *config, const struct option_li
  * kernel's command line, the NICs' addresses. 0, -EINVAL (logged), -ENOMEM (logged).
  */
 int machine_config_finish(struct machine_config *config);
-/* The same, of a guest in a file: `where` is its place. */
+/* Gives each NIC another address, at random; after machine_config_finish(). 0, of getrandom(2). */
+int machine_config_draw_macs(struct machine_config *config);
+/* machine_config_finish() of a guest in a file: `where` is its place. */
 int machine_config_finish_at(struct machine_config *config, const char *where);
 
 #endif

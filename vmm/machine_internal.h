@@ -34,6 +34,7 @@ struct vm;
 struct machine_nic {
     char id[16];                /* "net0" */
     struct device_env env;      /* the machine's, but for the loop */
+    struct virtio_device *card; /* borrowed from devices[] */
     struct process_switch *net; /* borrowed; NULL: it has an uplink of its own */
     struct switch_port *port;   /* of the switch; on its thread */
     struct uplink *uplink;      /* owned */
@@ -54,6 +55,7 @@ struct machine {
     const struct snapshot *snapshot;
     const struct stream_reader *restore_from;
     bool restore_lazily; /* memory comes when it is touched */
+    bool fresh_macs;     /* NICs have the configuration's addresses, not the saved ones */
 
     /* In the order of building; each owned. */
     pthread_mutex_t lock; /* the device lock */
@@ -118,6 +120,8 @@ int machine_on_device(struct machine *m, unsigned index,
 /* ---- NICs; machine_nics.c ---- */
 
 int machine_build_nets(struct machine *m);
+/* After their state was loaded: see virtio_net_take_own_mac(). */
+void machine_nets_take_own_macs(struct machine *m);
 /* The devices are gone. */
 void machine_remove_nets(struct machine *m);
 

@@ -82,6 +82,8 @@ static int build_nic(void *arg)
     }
     if (err)
         vdev->class->destroy(vdev);
+    else
+        m->nics[work->index].card = vdev;
     return err;
 }
 
@@ -144,6 +146,22 @@ int machine_build_nets(struct machine *m)
     for (unsigned i = 0; !err && i < m->config->n_nets; i++)
         err = build_net(m, i);
     return err;
+}
+
+static int take_own_mac(void *arg)
+{
+    struct machine_nic *nic = arg;
+
+    device_lock(&nic->env);
+    virtio_net_take_own_mac(nic->card);
+    device_unlock(&nic->env);
+    return 0;
+}
+
+void machine_nets_take_own_macs(struct machine *m)
+{
+    for (unsigned i = 0; i < m->config->n_nets; i++)
+        loop_thread_call(thread_of(&m->nics[i]), take_own_mac, &m->nics[i]);
 }
 
 void machine_remove_nets(struct machine *m)

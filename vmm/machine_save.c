@@ -21,6 +21,7 @@
 #include "vmm/machine_internal.h"
 #include "vmm/machine_json.h"
 #include "vmm/process.h"
+#include "vmm/process_net.h"
 #include "vmm/terminal.h"
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
@@ -30,9 +31,40 @@
 
 /* ---- saving ---- */
 
-static int add_config(struct machine *m, struct snapshot *snapshot)
+/* The switches that its cards are in, as they were asked for: each once. */
+static json_t *describe_switches(const struct machine *m)
+{
+    json_t *switches = json_array();
+
+    for (unsigned i = 0; i < m->config->n_nets; i++) {
+        const struct process_switch *ps = m->nics[i].net;
+        bool again = false;
+
+        for (unsigned before = 0; before < i; before++)
+            again = again || m->nics[before].net == ps;
+        if (ps && ps->text && !again)
+            json_array_append_new(switches, json_string(ps->text));
+    }
+    return switches;
+}
+
+/* What the machine is built from, and beside it the switches, which are the process's. */
+static char *describe_all(const struct machine *m)
 {
     char *text = machine_config_to_json(m->config);
+    json_t *json = text ? json_loads(text, 0, NULL) : NULL;
+
+    free(text);
+    text = NULL;
+    if (json && json_object_set_new(json, "switches", describe_switches(m)) == 0)
+        text = json_dumps(json, JSON_INDENT(1));
+    json_decref(json);
+    return text;
+}
+
+static int add_config(struct machine *m, struct snapshot *snapshot)
+{
+    char *text = describe_all(m);
     int err = text ? snapshot_add(snapshot, STREAM_CONFIG, "", text, strlen(text)) : -ENOMEM;
 
     free(text);
@@ -431,6 +463,8 @@ int machine_load(struct machine *m)
         err = machine_resume_devices(m);
     if (err)
         return err;
+    if (m->fresh_macs)
+        machine_nets_take_own_macs(m);
     device_lock(&m->env);
     err = vmgenid_renew(m->genid); /* another may have gone on, or will, from the same file */
     device_unlock(&m->env);

@@ -76,6 +76,7 @@ void process_switch_destroy(struct process_switch *ps)
     if (ps->thread)
         loop_thread_call(ps->thread, unmake_switch, ps);
     loop_thread_destroy(ps->thread);
+    free(ps->text);
     free(ps);
 }
 
@@ -98,7 +99,10 @@ int process_add_switch(struct process *p, const struct switch_options *options)
         return -ENOMEM;
     work.ps->process = p;
     snprintf(work.ps->name, sizeof(work.ps->name), "%s", options->name);
-    if (process_find_switch(p, options->name)) {
+    work.ps->text = options->text ? strdup(options->text) : NULL;
+    if (options->text && !work.ps->text) {
+        err = -ENOMEM;
+    } else if (process_find_switch(p, options->name)) {
         log_error("there are two switches named '%s'", options->name);
         err = -EEXIST;
     } else {

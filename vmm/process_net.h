@@ -16,6 +16,7 @@ struct process_switch {
     struct process_switch *next; /* in order of coming */
     struct process *process;     /* borrowed */
     char name[NET_NAME_MAX];
+    char *text;                  /* owned: struct switch_options has it; or NULL */
     struct loop_thread *thread;
     struct net_switch *sw;       /* the thread's, as is the uplink */
     struct uplink *uplink;       /* or NULL */

@@ -108,6 +108,15 @@ void virtio_net_announce(struct virtio_device *vdev)
     virtio_config_changed(vdev);
 }
 
+void virtio_net_take_own_mac(struct virtio_device *vdev)
+{
+    struct virtio_net *net = net_of(vdev);
+
+    memcpy(net->state.filter.mac, net->mac, sizeof(net->mac));
+    net_filter_changed(net);
+    virtio_config_changed(vdev);
+}
+
 /* ---- what the driver wants ---- */
 
 uint32_t net_accepted(const struct virtio_net *net)

@@ -52,6 +52,9 @@ void virtio_net_set_link(struct virtio_device *vdev, bool up);
 /* Asks the driver to make itself known on the wire (§5.1.6.5.4), if it can. So does the card itself
  * when it goes on from a saved state. With the device lock held; loop thread. */
 void virtio_net_announce(struct virtio_device *vdev);
+/* After its state was loaded: the card has the address that it was created with all the same, and its
+ * configuration changed. The driver may go on with the one that it knows until it looks. */
+void virtio_net_take_own_mac(struct virtio_device *vdev);
 
 /*
  * While the card is paused, or always, frames that come and that its driver wants go to `take`, which

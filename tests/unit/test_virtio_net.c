@@ -1997,6 +1997,25 @@ Test(virtio_net, a_driver_that_cannot_announce_itself_is_not_asked)
                  VIRTIO_NET_ERR);
 }
 
+/* ---- its own address ---- */
+
+Test(virtio_net, a_card_that_takes_its_own_address_has_it_everywhere_and_says_so)
+{
+    uint8_t config[6];
+
+    start(FILTER_BITS);
+    cr_assert_eq(command(VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, other_mac, 6),
+                 VIRTIO_NET_OK); /* as a state does that was saved by another card */
+    device_lock(&fake.env);
+    virtio_net_take_own_mac(vdev);
+    device_unlock(&fake.env);
+    vdev->class->config_read(vdev, 0, config, 6);
+    cr_expect_arr_eq(config, card_mac, 6);
+    cr_expect(hears(card_mac));
+    cr_expect_not(hears(other_mac));
+    cr_expect_eq(transport.config_interrupts, 1);
+}
+
 /* ---- several queues ---- */
 
 #define PAIRS 3u
