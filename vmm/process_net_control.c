@@ -294,7 +294,16 @@ static int mirror_on_switch(struct process_switch *ps, const json_t *body, json_
     const char *text = text_of(body, "mirror", reply);
     struct switch_mirror_config config;
     int err = text ? switch_mirror_parse("mirror", text, &config) : -EINVAL;
+    const struct switch_port *to = err ? NULL : switch_port_find(ps->sw, config.to);
+    struct switch_port_info info;
 
+    if (to) {
+        switch_port_get_info(to, &info);
+        if (info.kind != SWITCH_PORT_MIRROR) {
+            *reply = json_sprintf("the port '%s' was not made with monitor=on", config.to);
+            return -EINVAL;
+        }
+    }
     return err ? err : switch_mirror_add(ps->sw, &config);
 }
 
