@@ -8,6 +8,7 @@
  * each. The vCPU's thread. Texts: Intel SDM volume 1 §10.4, §11.4 (SSE, SSE2), §14.1 (VEX: the upper
  * half, three operands), volume 2 (each instruction's page; §2.4 on alignment).
  */
+#include <assert.h>
 #include <string.h>
 
 #include "vmm/x86/emulate_internal.h"
@@ -262,7 +263,7 @@ static uint64_t shift(unsigned operation, uint64_t a, uint64_t count, unsigned w
     return operation == X86_VECTOR_SHIFT_LEFT ? a << count : a >> count;
 }
 
-/* `low`: what elements are saturated to: signed ones, or unsigned. */
+/* The nearest that an element of `width` bytes can be. */
 static uint64_t saturate(int64_t value, unsigned width, bool is_signed)
 {
     int64_t most = (1ll << (8 * width - is_signed)) - 1;
@@ -276,6 +277,7 @@ static void pack(uint8_t *to, const uint8_t *a, const uint8_t *b, unsigned width
 {
     unsigned n = LANE / width;
 
+    assert(n > 0);
     for (unsigned i = 0; i < 2 * n; i++) {
         int64_t value = as_signed(get(i < n ? a : b, width, i % n), width);
 
@@ -379,7 +381,7 @@ int x86_do_vector(struct x86_emu *emu, const struct x86_insn *insn)
     unsigned operation = insn->op->detail >> X86_DETAIL_OPERATION;
     bool one = operation >= X86_VECTOR_SHUFFLE32 && operation <= X86_VECTOR_SHUFFLE_HIGH16;
     enum x86_emu_result result = begin(emu, insn, !one);
-    struct vector a, b, to;
+    struct vector a, b, to = {0};
 
     if (result == X86_EMU_DONE)
         result = read_rm(emu, insn, &b, bytes_of(insn), !insn->vex);
@@ -398,7 +400,7 @@ static struct vector shift_all(const struct x86_insn *insn, const struct vector 
     unsigned operation = insn->op->detail >> X86_DETAIL_OPERATION;
     unsigned width = insn->op->detail & X86_DETAIL_SIZE;
     unsigned by = count < LANE ? (unsigned)count : LANE;
-    struct vector to;
+    struct vector to = {0};
 
     for (unsigned at = 0; at < bytes_of(insn); at += LANE) {
         if (width == LANE) {
