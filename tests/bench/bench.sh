@@ -14,7 +14,7 @@ trap 'rm -rf "$WORK"' EXIT
 
 usage() {
     cat <<EOF
-Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [modes] [saving] [migration] [lab]
+Usage: tests/bench/bench.sh [OPTION]... [start] [memory] [costs] [switch] [modes] [saving] [migration] [moves] [lab]
 Measure Ferry beside QEMU; all parts, or those that are named.
 
   --rounds N      runs of each program for start (default: $rounds) ...
@@ -32,13 +32,13 @@ while (($#)); do
         --rounds) rounds=$2; shift ;;
         --lab-rounds) lab_rounds=$2; shift ;;
         --kernel) kernel=$2; shift ;;
-        start | memory | costs | switch | modes | saving | migration | lab) parts+=("$1") ;;
+        start | memory | costs | switch | modes | saving | migration | moves | lab) parts+=("$1") ;;
         -h | --help) usage; exit ;;
         *) usage >&2; exit 2 ;;
     esac
     shift
 done
-((${#parts[@]})) || parts=(start memory costs switch modes saving migration lab)
+((${#parts[@]})) || parts=(start memory costs switch modes saving migration moves lab)
 
 # Both programs are given as little to do as they can be: no default devices, no configuration.
 qemu=(qemu-system-x86_64 -enable-kvm -nodefaults -no-user-config -display none -serial stdio
@@ -160,6 +160,15 @@ switch() {
             -n switch=lab0 >"$WORK/crossing" || :
         cost_rows "poll=$time: " "$WORK/crossing"
     done
+    echo
+}
+
+moves() {
+    echo "## A guest's TCP stream across two migrations"
+    echo
+    echo "A payload guest that polls sends to a server on this host, over a bridge."
+    echo
+    tests/bench/moves.sh
     echo
 }
 
