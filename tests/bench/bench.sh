@@ -290,6 +290,47 @@ saving() {
     echo
 }
 
+# told MONITOR COMMAND: what QEMU's monitor at that socket answers.
+told() { printf '%s\n' "$2" | timeout 10 nc -q 1 -U "$WORK/$1" 2>/dev/null | tr -d '\r'; }
+
+# said FIELD: of the last `info migrate`, its number; 0: there is none.
+said() { sed -n "s/^$1: \([0-9]*\).*/\1/p" "$WORK/q.info" | grep . || echo 0; }
+
+# migrated_by_qemu LABEL MEMORY WORDS: the same for QEMU, with the goals that Ferry has by default.
+migrated_by_qemu() {
+    local label=$1 port=$((20000 + RANDOM % 10000)) source target i
+    local run=("${qemu_here[@]}" -M microvm -m "$2" -kernel "$GUESTS/migrate.elf" -append "$3")
+    rm -f "$WORK"/q.*
+    "${run[@]}" -monitor "unix:$WORK/q.source,server,nowait" </dev/null >"$WORK/q.out" 2>"$WORK/q.log" &
+    source=$!
+    "${run[@]}" -monitor "unix:$WORK/q.target,server,nowait" -incoming "tcp:127.0.0.1:$port" \
+        </dev/null >"$WORK/q.arrived" 2>>"$WORK/q.log" &
+    target=$!
+    for ((i = 0; i < 300; i++)); do
+        ! grep -qs filled "$WORK/q.out" || break
+        kill -0 $source 2>/dev/null || break
+        read -r -t 0.2 <><(:) || :
+    done
+    for i in 'migrate_set_parameter max-bandwidth 100G' 'migrate_set_parameter downtime-limit 100' \
+        'migrate_set_capability auto-converge on' "migrate -d tcp:127.0.0.1:$port"; do
+        told q.source "$i" >/dev/null
+    done
+    for ((i = 0; i < 30; i++)); do
+        told q.source 'info migrate' >"$WORK/q.info"
+        ! grep -qE '^Migration status: (completed|failed)' "$WORK/q.info" || break
+    done
+    kill -KILL $source $target 2>/dev/null || :
+    wait $source $target 2>/dev/null || :
+    if grep -q '^Migration status: completed' "$WORK/q.info"; then
+        printf '| QEMU: %s | %d ms | %d ms | | %d | %d MiB | %d MiB/s | %d %% |\n' "$label" "$(said 'total time')" \
+            "$(said downtime)" "$(said 'dirty sync count')" $(($(said 'transferred ram') / 1024)) \
+            $(($(said 'transferred ram') * 1000 / 1024 / $(said 'total time'))) \
+            "$(said 'cpu throttle percentage')"
+    else
+        echo "| QEMU: $label | it did not, within a minute | | | | | | |"
+    fi
+}
+
 migration() {
     local i size rate plain working downtime in_all stops=() label
     local tcp=tcp:127.0.0.1:0
@@ -315,6 +356,7 @@ migration() {
     migrated '1 GiB, all written, idle' 1200M 'bytes=1G hot=0 rest' $tcp
     label="1 GiB took $in_all ms, which is $(awk "BEGIN { printf \"%.2f\", $in_all / 1024 * $working / 1000 }") times what the"
     label+=" loopback with that work takes, and $(awk "BEGIN { printf \"%.2f\", $in_all / 1024 * $plain / 1000 }") times what it alone takes."
+    migrated_by_qemu '1 GiB, all written, idle' 1200M 'bytes=1G hot=0 rest'
     migrated 'the same, 2 connections' 1200M 'bytes=1G hot=0 rest' $tcp --streams 2
     migrated 'the same, lz4' 1200M 'bytes=1G hot=0 rest' $tcp --compress lz4
     migrated 'the same, zstd' 1200M 'bytes=1G hot=0 rest' $tcp --compress zstd
@@ -325,6 +367,7 @@ migration() {
     fi
     for rate in 10 100 500 2000; do
         migrated "1 GiB, writes $rate MB/s over 256 MiB" 1G "bytes=256M hot=256M rate=${rate}000000" $tcp
+        migrated_by_qemu "1 GiB, writes $rate MB/s over 256 MiB" 1G "bytes=256M hot=256M rate=${rate}000000"
     done
     migrated 'the same, by dirty rings' 1G,dirty-ring=4096 "bytes=256M hot=256M rate=2000000000" $tcp
     migrated '4 GiB, memory handed over' 4G 'bytes=1G hot=0 rest' "unix:$WORK/m.link"
