@@ -113,6 +113,29 @@ static void peer_ready(struct net_port *port)
 
 static const struct net_port_ops peer_ops = {.deliver = peer_deliver, .ready = peer_ready};
 
+/* Borrows the guest's buffers, writes all over them as a system call might, and gives them back, with or
+ * without a frame. */
+static void borrow(struct fuzz_input *in)
+{
+    static struct net_loan loan;
+    struct net_frame frame = {.length = NET_FRAME_MIN + fuzz_take(in, 2) % (NET_FRAME_MAX - 13)};
+    size_t room = 0;
+
+    if (!net_port_borrow(&peer.port, &loan))
+        return;
+    FUZZ_CHECK(pthread_mutex_trylock(guest.env.lock) == 0);
+    pthread_mutex_unlock(guest.env.lock);
+    FUZZ_CHECK(loan.n <= NET_LOAN_PIECES && virtio_busy(guest.vdev));
+    for (unsigned i = 0; i < loan.n; i++) {
+        memset(loan.iov[i].iov_base, (int)i, loan.iov[i].iov_len);
+        room += loan.iov[i].iov_len;
+    }
+    FUZZ_CHECK(room >= NET_FRAME_MAX);
+    frame.needs_csum = fuzz_take(in, 1) & 1;
+    net_port_return(&peer.port, frame.length & 1 ? &frame : NULL);
+    FUZZ_CHECK(!virtio_busy(guest.vdev));
+}
+
 /* ---- the hostile guest's surroundings ---- */
 
 static void be_peer(struct fuzz_guest *g, struct fuzz_input *in)
@@ -131,6 +154,8 @@ static void be_peer(struct fuzz_guest *g, struct fuzz_input *in)
         (void)send_to_card(in, NET_FRAME_MIN + fuzz_take(in, 2) % (NET_FRAME_MAX - 13));
         break;
     case 1:
+        if (what >> 6 == 1)
+            borrow(in);
         net_port_flush(&peer.port);
         break;
     case 2:
