@@ -28,7 +28,7 @@ _ferry_run() {
             compopt -o nospace 2>/dev/null
             if [[ $1 == *,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                    -W 'readonly=on direct=on serial=' -- "${1##*,}")
+                    -W 'readonly=on direct=on serial= packed=off' -- "${1##*,}")
             else
                 mapfile -t COMPREPLY < <(compgen -f -- "$1")
             fi ;;

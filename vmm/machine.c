@@ -10,6 +10,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ring.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,6 +261,14 @@ static int add_virtio(struct machine *m, struct virtio_device *vdev)
     return machine_add_device(m, dev);
 }
 
+/* The properties of queues that a disk is not to offer, as feature bits. */
+static uint64_t withheld_of(const struct disk_options *disk)
+{
+    return (disk->event_idx ? 0 : 1ull << VIRTIO_RING_F_EVENT_IDX) |
+           (disk->indirect ? 0 : 1ull << VIRTIO_RING_F_INDIRECT_DESC) |
+           (disk->packed ? 0 : 1ull << VIRTIO_F_RING_PACKED);
+}
+
 static int build_disks(struct machine *m)
 {
     for (unsigned i = 0; i < m->config->n_disks; i++) {
@@ -276,8 +286,10 @@ static int build_disks(struct machine *m)
 
         snprintf(id, sizeof(id), "disk%u", i);
         err = virtio_blk_create(&vdev, &m->env, id, &config);
-        if (!err)
-            err = add_virtio(m, vdev);
+        if (err)
+            return err;
+        vdev->withheld = withheld_of(options);
+        err = add_virtio(m, vdev);
         if (err)
             return err;
         m->disks[m->n_disks++] = vdev;

@@ -146,6 +146,15 @@ static const struct option_key disk_keys[] = {
      .parse = parse_serial,
      .offset = offsetof(struct disk_options, serial),
      .expects = "1 to 20 printable characters without a space"},
+    {.name = "event_idx",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct disk_options, event_idx)},
+    {.name = "indirect",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct disk_options, indirect)},
+    {.name = "packed",
+     .parse = option_parse_bool,
+     .offset = offsetof(struct disk_options, packed)},
     {0},
 };
 
@@ -160,6 +169,7 @@ int machine_config_put_disk(struct machine_config *config, const struct option_l
         return -ENOSPC;
     }
     disk = &config->disks[config->n_disks++];
+    disk->event_idx = disk->indirect = disk->packed = true;
     return option_list_read(list, disk_keys, disk, &seen);
 }
 

@@ -34,6 +34,7 @@ struct disk_options {
     bool readonly;
     bool direct;  /* O_DIRECT: past the host's page cache */
     char *serial; /* NULL: none given; at most 20 bytes (virtio 1.2 §5.2.6: VIRTIO_BLK_T_GET_ID) */
+    bool event_idx, indirect, packed; /* what is offered of the queues' properties */
 };
 
 struct net_options {

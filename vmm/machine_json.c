@@ -43,9 +43,12 @@ static json_t *disk_text(const struct disk_options *disk)
     json_t *json = NULL;
 
     if (escape_commas(real ? real : disk->path, escaped, sizeof(escaped)) > 0)
-        json = json_sprintf("path=%s,readonly=%s,direct=%s%s%s", escaped,
+        json = json_sprintf("path=%s,readonly=%s,direct=%s%s%s%s%s%s", escaped,
                             disk->readonly ? "on" : "off", disk->direct ? "on" : "off",
-                            disk->serial ? ",serial=" : "", disk->serial ? disk->serial : "");
+                            disk->serial ? ",serial=" : "", disk->serial ? disk->serial : "",
+                            disk->event_idx ? "" : ",event_idx=off",
+                            disk->indirect ? "" : ",indirect=off",
+                            disk->packed ? "" : ",packed=off");
     free(real);
     return json;
 }

@@ -5,7 +5,7 @@
  * Parameters: `disk=N` (the Nth, from 0), `disks=N` (how many there must be), `sectors=N` (the
  * capacity there must be), `ro` (it must be read-only), `id=TEXT` (the serial it must have),
  * `stamped` (each of the first 64 sectors must hold its own number in every 8 bytes; the runner
- * wrote them), `stamp` (write the complement of that there, for the runner to read), `ms=N` (length
+ * wrote them), `bare` (the queues must not offer what they need not), `stamp` (write the complement of that there, for the runner to read), `ms=N` (length
  * of each measurement; 0: none).
  * Destroys what is on the disk, from sector 64 on.
  * Text: virtio 1.2, 5.2.
@@ -154,8 +154,8 @@ static void check_config(void)
         check(capacity == wanted, "capacity", "%lu sectors, want %lu", capacity, wanted);
     check(read_only == arg_present("ro"), "read-only-feature", "it is %soffered",
           read_only ? "" : "not ");
-    check((virtio_offered(&disk) & F_RINGS) == F_RINGS, "ring-features",
-          "offered are %016lx", virtio_offered(&disk));
+    check((virtio_offered(&disk) & F_RINGS) == (arg_present("bare") ? VIRTIO_F_VERSION_1 : F_RINGS),
+          "ring-features", "offered are %016lx", virtio_offered(&disk));
 }
 
 static void check_id(void)
@@ -512,6 +512,8 @@ int main(const struct boot_info *info)
     if (!check(virtio_open(&disk, VIRTIO_BLK, (unsigned)arg_number("disk", 0)), "open",
                "no such virtio-blk"))
         return 0;
+    if (arg_present("bare"))
+        check((virtio_offered(&disk) & VIRTIO_F_RING_PACKED) == 0, "bare", "it offers packed queues");
     buffer_a = memory_alloc(BUFFER_SIZE);
     buffer_b = memory_alloc(BUFFER_SIZE);
     read_config();

@@ -99,6 +99,16 @@ Test(machine_config, a_root_on_a_disk_that_is_read_only_is_mounted_so)
     cr_assert_str_eq(config.append, "console=ttyS0 root=/dev/vda ro");
 }
 
+Test(machine_config, a_disk_offers_all_properties_of_queues_but_those_switched_off)
+{
+    cr_assert_eq(machine_config_add_disk(&config, "a.img"), 0);
+    cr_assert_eq(machine_config_add_disk(&config, "b.img,packed=off,event_idx=off"), 0);
+    cr_assert(config.disks[0].event_idx && config.disks[0].indirect && config.disks[0].packed);
+    cr_assert_not(config.disks[1].event_idx);
+    cr_assert(config.disks[1].indirect);
+    cr_assert_not(config.disks[1].packed);
+}
+
 Test(machine_config, an_initrd_finds_the_root_by_itself)
 {
     config.initrd = strdup("initrd.img");
