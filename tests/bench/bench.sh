@@ -283,7 +283,7 @@ saving() {
     echo "From exec to the guest's first output after it:"
     echo
     # Without control sockets: a name is taken until its process is gone, and that takes a while after a kill.
-    XDG_RUNTIME_DIR='' "$FIRST" --rounds 5 --until beat 'ferry restore' "$FERRY" restore "$file" ::: \
+    XDG_RUNTIME_DIR=/dev/null "$FIRST" --rounds 5 --until beat 'ferry restore' "$FERRY" restore "$file" ::: \
         'ferry restore --lazy' "$FERRY" restore --lazy "$file" >"$WORK/restored"
     table ms "$WORK/restored"
     rm "$file"
