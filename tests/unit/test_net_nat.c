@@ -1224,6 +1224,7 @@ Test(nat, a_new_frame_does_not_overtake_those_held_back)
 
 Test(nat, a_guest_that_stays_full_loses_frames_and_they_are_counted)
 {
+    static const uint8_t data[1000];
     struct endpoints e = to_router(0, 0);
     uint64_t sent, dropped;
     struct packet p;
@@ -1232,7 +1233,7 @@ Test(nat, a_guest_that_stays_full_loses_frames_and_they_are_counted)
     introduce();
     sent = nat_port(nat)->sent.frames;
     guest->full = true;
-    make_ping(&p, &e, 1, "x", 1);
+    make_ping(&p, &e, 1, data, sizeof(data));
     for (unsigned i = 0; i < 1000; i++)
         guest_sends(&p);
     dropped = nat_port(nat)->sent.dropped;

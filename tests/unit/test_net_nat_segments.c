@@ -27,7 +27,8 @@ static void make_segment(uint8_t flags, const void *options, size_t option_bytes
 
     make_tcp(&p, &e, flags, 1000, 2000, NULL, 0);
     memcpy(frame, p.bytes, p.length);
-    memcpy(tcp + TCP_BYTES, options, option_bytes);
+    if (option_bytes > 0)
+        memcpy(tcp + TCP_BYTES, options, option_bytes);
     for (size_t i = 0; i < data_bytes; i++)
         tcp[TCP_BYTES + option_bytes + i] = (uint8_t)(i * 31 + (i >> 8));
     tcp[12] = (uint8_t)((TCP_BYTES + option_bytes) / 4 << 4);
