@@ -28,9 +28,11 @@ static void ask(void *arg, const char *name)
 {
     const struct client_request request = {
         .name = name, .method = "GET", .path = "/api/v1/vmm.guests", .quiet = true};
-    json_t *guests = arg, *some;
+    json_t *guests = arg, *some = NULL;
 
-    if (client_ask(&request, &some) == 0 && json_is_array(some))
+    if (client_ask(&request, &some) != 0)
+        control_sweep(name);
+    else if (json_is_array(some))
         json_array_extend(guests, some);
     json_decref(some);
 }

@@ -475,6 +475,40 @@ static int take_name(struct control *c, const char *folder, const char *name)
     return err;
 }
 
+/* ---- names of processes that were killed ---- */
+
+/* Whether it is certain that nobody listens. Who binds a name listens before the lock is free. */
+static bool is_dead(const struct sockaddr_un *address)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    bool dead = fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
+                errno == ECONNREFUSED;
+
+    if (fd >= 0)
+        close(fd);
+    return dead;
+}
+
+void control_sweep(const char *name)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    char folder[PATH_MAX], lock_path[PATH_MAX + 8];
+    int lock_fd, len;
+
+    if (control_check_name(name) < 0 || rundir_path(folder, sizeof(folder)) < 0)
+        return;
+    len = snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s.sock", folder, name);
+    if (len < 0 || (size_t)len >= sizeof(address.sun_path))
+        return;
+    snprintf(lock_path, sizeof(lock_path), "%s/.lock", folder);
+    lock_fd = open(lock_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (lock_fd < 0)
+        return;
+    if (flock(lock_fd, LOCK_EX) == 0 && is_dead(&address))
+        (void)unlink(address.sun_path);
+    close(lock_fd);
+}
+
 /* ---- another name ---- */
 
 /* Under the folder's lock: renames the socket if nobody listens by that name. */

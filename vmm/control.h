@@ -65,6 +65,10 @@ bool control_abandoned(const struct control *control, const void *object);
  */
 void control_claim(struct control *control, const char *name);
 
+/* Removes the socket of that name if the process that made it was killed. Blocks while others take
+ * names. */
+void control_sweep(const char *name);
+
 /* Removes the socket, so that its name is free; who is connected stays so. NULL is fine. */
 void control_hide(struct control *control);
 /* Lets answers leave, removes the socket, ends connections; runs the loop to end what is in flight. NULL is fine. */
