@@ -1227,7 +1227,6 @@ Test(nat, a_guest_that_stays_full_loses_frames_and_they_are_counted)
     static const uint8_t data[1000];
     struct endpoints e = to_router(0, 0);
     uint64_t sent, dropped;
-    static const char data[1400];
     struct packet p;
 
     start();
