@@ -166,7 +166,7 @@ Test(lab_config, an_unknown_key_is_named)
             "kernel, initrd, append, cpus, memory, disks or nets");
     refuses(GUEST "    disks:\n      - path: a\n        ro: on\n",
             "two.yaml:6: guests.web.disks[0].ro: unknown key 'ro': one of path, readonly, direct, "
-            "serial was expected");
+            "serial, event_idx, indirect, packed was expected");
 }
 
 Test(lab_config, options_that_a_file_does_not_have_are_unknown)
