@@ -272,12 +272,12 @@ static void check_userfaultfd(struct diagnosis *diagnosis, json_t *host)
     }
     json_object_set_new(host, "userfaultfd", json_boolean(fd >= 0));
     if (fd >= 0) {
-        add(diagnosis, VERDICT_OK, "userfaultfd", NULL, "works; nothing uses it yet");
+        add(diagnosis, VERDICT_OK, "userfaultfd", NULL, "works; 'ferry restore --lazy' uses it");
         close(fd);
     } else {
         add(diagnosis, VERDICT_NOTE, "userfaultfd",
             "sysctl vm.unprivileged_userfaultfd=1, or the right to open /dev/userfaultfd",
-            "not to be had; nothing uses it yet");
+            "not to be had; only 'ferry restore --lazy' needs it");
     }
 }
 
