@@ -204,10 +204,8 @@ static int open_bridge(struct bridged *b, struct netlink *nl, const struct bridg
         tap_device_close(device);
         return err;
     }
-    err = made_tap(&b->made, device->name, mac);
-    if (err)
-        tap_device_close(device);
-    return err;
+    made_tap(&b->made, device->name, mac);
+    return 0;
 }
 
 /* ---- life ---- */

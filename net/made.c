@@ -137,7 +137,7 @@ static int log_failure(const char *what, int err)
     return err;
 }
 
-static int note(struct made *made, const char *what, const char *line)
+static int note(struct made *made, const char *line)
 {
     int folder = -1, lock = -1;
     int err = open_folder(true, &folder, &lock);
@@ -146,7 +146,7 @@ static int note(struct made *made, const char *what, const char *line)
         err = write_record(made, folder, line);
         close_folder(folder, lock);
     }
-    return log_failure(what, err);
+    return err;
 }
 
 /* ---- links ---- */
@@ -157,17 +157,20 @@ static int note_link(struct made *made, const char *kind, const char *name, cons
 
     snprintf(line, sizeof(line), "%s %llu %s %02x:%02x:%02x:%02x:%02x:%02x\n", kind,
              network_namespace(), name, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
-    return note(made, name, line);
+    return note(made, line);
 }
 
 int made_macvtap(struct made *made, const char *name, const uint8_t mac[6])
 {
-    return note_link(made, "macvtap", name, mac);
+    return log_failure(name, note_link(made, "macvtap", name, mac));
 }
 
-int made_tap(struct made *made, const char *name, const uint8_t mac[6])
+void made_tap(struct made *made, const char *name, const uint8_t mac[6])
 {
-    return note_link(made, "tun", name, mac);
+    int err = note_link(made, "tun", name, mac);
+
+    if (err)
+        log_debug("%s: cannot note it in the run directory: %s", name, strerror(-err));
 }
 
 /* Whether the link is that which the record means: it bears the record's name, or, when its process
@@ -213,7 +216,7 @@ int made_socket(struct made *made, const char *path)
     char line[LINE_MAX_BYTES];
 
     snprintf(line, sizeof(line), "socket %s\n", path);
-    return note(made, path, line);
+    return log_failure(path, note(made, line));
 }
 
 void made_socket_bound(struct made *made, const char *path)

@@ -34,10 +34,10 @@ struct made {
 int made_macvtap(struct made *made, const char *name, const uint8_t mac[6]);
 
 /*
- * There is a tap of that name and address in this network namespace, which this process made.
- * Errors as above.
+ * There is a tap of that name and address in this network namespace, which this process made. Where
+ * it cannot be noted, the kernel takes it away as well, only later.
  */
-int made_tap(struct made *made, const char *name, const uint8_t mac[6]);
+void made_tap(struct made *made, const char *name, const uint8_t mac[6]);
 
 /* A unix socket is about to be bound at this absolute path, where nothing is. Errors as above. */
 int made_socket(struct made *made, const char *path);
