@@ -32,26 +32,11 @@ while (($#)); do
     shift
 done
 
-BUILD=${BUILD:-build}
-ferry=$BUILD/ferry
-tcp=$BUILD/guest/tcp.elf
-server=$BUILD/tests/net/server
-port=5001
-
-if [[ -z ${FERRY_BENCH_APART-} ]]; then
-    for tool in ip unshare; do
-        command -v $tool >/dev/null || { echo "There is no $tool: the network modes are not measured."; exit; }
-    done
-    export FERRY_BENCH_APART=1
-    exec unshare --net --mount --pid --fork --kill-child --mount-proc "$0" "${arguments[@]}"
-fi
-
-work=$(mktemp -d "${TMPDIR:-/tmp}/ferry-modes.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+subject='the network modes'
+# shellcheck source=tests/bench/apart.sh
+. "$(dirname "${BASH_SOURCE[0]}")/apart.sh"
 # passt gives up its rights before it looks for a socket.
 chmod 777 "$work"
-mount -t sysfs none /sys && mount -t tmpfs none /run || exit
-unset XDG_RUNTIME_DIR
 export XDG_STATE_HOME=$work/state
 
 # The host, the world outside, two taps, and the servers, which end with this process.

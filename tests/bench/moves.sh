@@ -6,24 +6,10 @@
 set -uo pipefail
 
 seconds=8
-BUILD=${BUILD:-build}
-ferry=$BUILD/ferry
-tcp=$BUILD/guest/tcp.elf
-server=$BUILD/tests/net/server
-port=5001
-
-if [[ -z ${FERRY_BENCH_APART-} ]]; then
-    for tool in ip unshare; do
-        command -v $tool >/dev/null || { echo "There is no $tool: moving guests are not measured."; exit; }
-    done
-    export FERRY_BENCH_APART=1
-    exec unshare --net --mount --pid --fork --kill-child --mount-proc "$0" "$@"
-fi
-
-work=$(mktemp -d "${TMPDIR:-/tmp}/ferry-moves.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-mount -t sysfs none /sys && mount -t tmpfs none /run || exit
-unset XDG_RUNTIME_DIR
+arguments=("$@")
+subject='moving guests'
+# shellcheck source=tests/bench/apart.sh
+. "$(dirname "${BASH_SOURCE[0]}")/apart.sh"
 mkfifo "$work/never"
 
 # pause SECONDS
