@@ -24,37 +24,53 @@ lab, linux.
 EOF
 }
 
-# unit_one PROGRAM REPORT SUITE: one of Criterion's programs; its report (TAP) becomes our lines.
-unit_one() {
+# These ask much of the host's kernel (namespaces, devices, processes that are killed), whose own
+# workers lag on a busy machine. A test that failed runs once more by itself, if there are few of
+# them: what fails again has failed. What it said the first time is shown, and how many needed it.
+readonly FEW=3
+
+# unit_run PROGRAM REPORT SUITE: one of Criterion's programs; its report (TAP) becomes our lines.
+unit_run() {
     local name=${1##*/test_} status=0 suite=$3
     rm -f "$2"
+    : >"$2.lines"
     timeout 600 "$1" --quiet -j2 --timeout 60 --tap="$2" >"$2.log" 2>&1 || status=$?
     [[ -e $2 ]] && sed -n -E \
         -e 's/  \([0-9.]+s\)$//;t plain' -e ':plain' \
         -e "s/^ok - ([^#]*[^# ]) *# SKIP *(.*)\$/skipped $suite: \\1: \\2/p;t" \
-        -e "s/^((not )?ok) - (.*)\$/\\1 $suite: \\3/p" "$2" | tee "$2.lines"
-    if ((status)) && ! grep -q '^not ok' "$2.lines" 2>/dev/null; then
-        echo "not ok $suite: $name (ended with status $status)"
-        echo 'not ok' >>"$2.lines"
+        -e "s/^((not )?ok) - (.*)\$/\\1 $suite: \\3/p" "$2" >"$2.lines"
+    if ((status)) && ! grep -q '^not ok' "$2.lines"; then
+        echo "not ok $suite: $name (ended with status $status)" >>"$2.lines"
     fi
-    if grep -q '^not ok' "$2.lines"; then
-        sed 's/^/    /' "$2.log"
-        sed -n '/^not ok/,/^ok/{/^ok/d;s/^/    /p}' "$2" 2>/dev/null
-    fi
-    return 0
+    ! grep -q '^not ok' "$2.lines"
 }
 
-# unit_all FOLDER SUITE: the unit tests that were built there.
+# unit_say REPORT [MARK]: what unit_run left, with the log where something failed.
+unit_say() {
+    sed "s/^not ok/${2-not ok}/" "$1.lines"
+    if grep -q '^not ok' "$1.lines"; then
+        sed 's/^/    /' "$1.log"
+        sed -n '/^not ok/,/^ok/{/^ok/d;s/^/    /p}' "$1" 2>/dev/null
+    fi
+}
+
+# unit_all FOLDER SUITE: the unit tests that were built there. A program with a failed test runs once
+# more, as single tests do below.
 unit_all() {
-    local program work
+    local program work again=0
     work=$(mktemp -d)
     : >"$work/all"
     for program in "$1"/tests/unit/test_*; do
         [[ -x $program && ! -d $program ]] || continue
-        unit_one "$program" "$work/tap" "$2"
+        if ! unit_run "$program" "$work/tap" "$2" && ((again++ < FEW)); then
+            unit_say "$work/tap" '    --- once more below:' | grep -v '^\(ok\|skipped\) '
+            unit_run "$program" "$work/tap" "$2"
+        fi
+        unit_say "$work/tap"
         cat "$work/tap.lines" >>"$work/all"
         rm -f "$work"/tap*
     done
+    ((again == 0)) || echo "$again unit test programs ran a second time"
     printf '%d passed, %d failed, %d skipped\n' "$(grep -c '^ok' "$work/all")" \
         "$(grep -c '^not ok' "$work/all")" "$(grep -c '^skipped' "$work/all")"
     local bad=0
@@ -68,11 +84,6 @@ suite_unit() { unit_all "$BUILD" unit; }
 # What the sanitizers find ends the program: there is nothing to look for in its output.
 export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
 suite_asan_unit() { unit_all "$BUILD/asan" asan; }
-
-# These ask much of the host's kernel (namespaces, devices, processes that are killed), whose own
-# workers lag on a busy machine. A test that failed runs once more by itself, if there are few of
-# them: what fails again has failed. What it said the first time is shown, and how many needed it.
-readonly FEW=3
 
 # once_more PREFIX COMMAND...: a suite that takes names; PREFIX is what its lines have before them.
 once_more() {

@@ -1,5 +1,6 @@
 /* Guest memory: translation at every edge, copies, our own dirty bitmap. Needs no KVM. */
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -246,21 +247,32 @@ Test(memory_file, of_a_user_without_rights_is_as_sound)
     memory_file_close(&file);
 }
 
+/* How many descriptors this process has: its parent may have left it some, of whatever number. */
+static unsigned count_descriptors(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    unsigned count = 0;
+
+    cr_assert_not_null(dir);
+    while (readdir(dir))
+        count++;
+    closedir(dir);
+    return count;
+}
+
 Test(memory_file, ends_its_mount_with_it)
 {
+    unsigned before = count_descriptors();
     struct memory_file file;
-    struct stat st;
-    int before = dup(STDIN_FILENO), after;
 
+    cr_assert_eq(memory_file_open(&file, 4 * MIB, 0), 0);
+    cr_expect_gt(count_descriptors(), before);
+    memory_file_close(&file);
     for (unsigned i = 0; i < 8; i++) {
         cr_assert_eq(memory_file_open(&file, 4 * MIB, 0), 0);
         memory_file_close(&file);
     }
-    after = dup(STDIN_FILENO);
-    cr_expect_eq(after, before + 1, "no descriptor is left");
-    cr_expect_neq(fstat(after + 1, &st), 0);
-    close(before);
-    close(after);
+    cr_expect_eq(count_descriptors(), before, "no descriptor is left");
 }
 
 Test(memory_file, that_is_no_memory_or_can_shrink_is_not_sound)
