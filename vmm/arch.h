@@ -51,10 +51,12 @@ int arch_vcpu_reset(struct arch_vcpu *acpu);
  * fails leaves it unfit to run. -EINVAL: this host cannot run it. */
 int arch_vcpu_save(struct arch_vcpu *acpu, struct state_buffer *out);
 int arch_vcpu_load(struct arch_vcpu *acpu, struct state_reader *in);
-/* What the guest uses of its processor, as records; and, as text, what of them a new vCPU here lacks:
- * empty when nothing. Parked. -EINVAL (logged): no such records. */
+/* What the guest uses of its processor, as records. Parked. */
 int arch_vcpu_describe(struct arch_vcpu *acpu, struct state_buffer *out);
-int arch_vcpu_compare(struct arch_vcpu *acpu, struct state_reader *in, char *missing, size_t size);
+/* Of such records, those of a guest of another host and those of a new vCPU of this one: as text, what
+ * this host lacks; empty when nothing. -ENODATA or another (logged): no such records. */
+int arch_processor_compare(int kvm_fd, struct state_reader *there, struct state_reader *here,
+                           char *missing, size_t size);
 int arch_vm_save(int vm_fd, struct state_buffer *out);
 int arch_vm_load(int vm_fd, struct state_reader *in);
 

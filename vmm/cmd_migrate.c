@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include <pthread.h>
-#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@
 
 #define API "/api/v1/vm."
 #define PROGRESS_NS 200000000L
-#define NS_PER_MS 1000000ull
+#define NS_PER_S 1000000000L
 
 #define MAX_STREAMS 16
 
@@ -215,7 +215,9 @@ struct asking {
     json_t *body;
     json_t *answer;
     int err;
-    atomic_bool answered; /* release after the two above */
+    pthread_mutex_t lock; /* guards `answered`; a leaf */
+    pthread_cond_t came;  /* by CLOCK_MONOTONIC */
+    bool answered;        /* after the two above */
 };
 
 static void *ask(void *arg)
@@ -226,8 +228,49 @@ static void *ask(void *arg)
                                            .patient = true};
 
     a->err = client_ask(&request, &a->answer);
-    atomic_store_explicit(&a->answered, true, memory_order_release);
+    pthread_mutex_lock(&a->lock);
+    a->answered = true;
+    pthread_cond_signal(&a->came);
+    pthread_mutex_unlock(&a->lock);
     return NULL;
+}
+
+/* For the answer, or until it is time to tell how far it is. */
+static bool wait_for_answer(struct asking *a)
+{
+    struct timespec until;
+    bool answered;
+    int err = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += PROGRESS_NS;
+    until.tv_sec += until.tv_nsec / NS_PER_S;
+    until.tv_nsec %= NS_PER_S;
+    pthread_mutex_lock(&a->lock);
+    while (!a->answered && err == 0)
+        err = pthread_cond_timedwait(&a->came, &a->lock, &until);
+    answered = a->answered;
+    pthread_mutex_unlock(&a->lock);
+    return answered;
+}
+
+static void init_asking(struct asking *a)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&a->came, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_mutex_init(&a->lock, NULL);
+}
+
+static void fini_asking(struct asking *a)
+{
+    pthread_cond_destroy(&a->came);
+    pthread_mutex_destroy(&a->lock);
+    json_decref(a->answer);
+    json_decref(a->body);
 }
 
 static int ask_status(const char *name, bool quiet, json_t **status)
@@ -241,18 +284,13 @@ static int ask_status(const char *name, bool quiet, json_t **status)
 /* Shows how far it is until the answer has come. */
 static void watch(struct asking *a)
 {
-    const struct timespec pause = {.tv_nsec = PROGRESS_NS};
     const bool terminal = isatty(STDOUT_FILENO) != 0;
     bool shown = false;
 
-    while (!atomic_load_explicit(&a->answered, memory_order_acquire)) {
+    while (!wait_for_answer(a)) {
         json_t *status;
 
-        nanosleep(&pause, NULL);
-        if (!a->wanted->json && !terminal)
-            continue;
-        if (atomic_load_explicit(&a->answered, memory_order_acquire) ||
-            ask_status(a->wanted->name, true, &status) != 0)
+        if ((!a->wanted->json && !terminal) || ask_status(a->wanted->name, true, &status) != 0)
             continue;
         if (a->wanted->json)
             print_json(status, "progress");
@@ -343,14 +381,14 @@ static enum exit_status migrate_guest(const struct migrate_options *wanted)
         log_error("migrate: ADDRESS was expected: see 'ferry help migrate'");
         return STATUS_USAGE;
     }
+    init_asking(&a);
     a.body = make_body(wanted);
     if (a.body && pthread_create(&thread, NULL, ask, &a) == 0) {
         watch(&a);
         pthread_join(thread, NULL);
         status = conclude(&a);
     }
-    json_decref(a.answer);
-    json_decref(a.body);
+    fini_asking(&a);
     return status;
 }
 

@@ -65,6 +65,7 @@ static const struct cmd_option options[] = {
 /* One attempt of one source. */
 struct visit {
     const struct receive_options *wanted;
+    const struct state_buffer *processor; /* borrowed: this host's */
     struct target *target;
     struct snapshot hello;
     int memory_fd;
@@ -109,7 +110,8 @@ static int compare(struct visit *v)
     bool shared = v->memory_fd >= 0, check = machine_asks_to_check(&v->hello);
     json_t *report = json_array();
     char *text;
-    int err = machine_compare_host(&v->config, v->process, &v->hello, shared, report);
+    int err = machine_compare_host(&v->config, v->process, v->processor, &v->hello, shared,
+                                   report);
 
     if (!err && json_array_size(report) == 0) {
         int fd = v->memory_fd;
@@ -166,19 +168,21 @@ struct door {
     int fd; /* owns; -1: closed, a guest has come */
     struct link_terms terms;
     struct tls_identity *identity; /* owns; NULL: not by TLS */
+    struct state_buffer processor; /* owns: what a vCPU is here */
 };
 
 static void close_door(struct door *door)
 {
     link_unlisten(&door->address, door->fd);
     door->fd = -1;
+    state_buffer_fini(&door->processor);
 }
 
 /* True: the guest came, and *status says how it ended. */
 static bool serve(const struct receive_options *wanted, struct door *door, struct link *link,
                   enum exit_status *status)
 {
-    struct visit v = {.wanted = wanted, .memory_fd = -1};
+    struct visit v = {.wanted = wanted, .processor = &door->processor, .memory_fd = -1};
     bool ended_by_signal = false;
     int err;
 
@@ -245,7 +249,10 @@ static enum exit_status wait_for_guest(const struct receive_options *wanted)
         tls_identity_create(&door.identity, wanted->tls, true, NULL) < 0)
         return STATUS_USAGE;
     door.terms.identity = door.identity;
+    /* Without it any guest is refused, and told so. */
+    (void)machine_describe_processor(&door.processor);
     if (link_listen(&door.address, &door.fd) < 0) {
+        state_buffer_fini(&door.processor);
         tls_identity_destroy(door.identity);
         return STATUS_USAGE;
     }

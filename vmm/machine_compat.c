@@ -17,6 +17,7 @@
 
 #include "devices/virtio/blk.h"
 #include "migration/snapshot.h"
+#include "vmm/arch.h"
 #include "vmm/machine_internal.h"
 #include "vmm/machine_json.h"
 #include "vmm/util/log.h"
@@ -176,13 +177,12 @@ static void check_host(json_t *report, const struct machine_config *config, bool
                  "choose a host with more memory");
 }
 
-/* A VM for the question alone: what a vCPU shows, only a vCPU can tell. */
-static int compare_processor(const struct snapshot_section *section, char *missing, size_t size)
+/* By a VM for the question alone: what a vCPU shows, only a vCPU can tell. */
+int machine_describe_processor(struct state_buffer *out)
 {
     const struct memory_config memory = {.size = 2 * MIB};
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     struct vcpus_config config = {.count = 1, .lock = &lock};
-    struct state_reader in = {.data = section->payload, .length = section->head.length};
     struct guest_memory *mem = NULL;
     struct vcpus *vcpus = NULL;
     struct vm *vm = NULL;
@@ -194,19 +194,33 @@ static int compare_processor(const struct snapshot_section *section, char *missi
     if (!err)
         err = vcpus_create(&vcpus, &config);
     if (!err)
-        err = vcpu_compare(vcpus_get(vcpus, 0), &in, missing, size);
+        err = vcpu_describe(vcpus_get(vcpus, 0), out);
     vcpus_destroy(vcpus);
     vm_destroy(vm);
     memory_destroy(mem);
     return err;
 }
 
-static void check_processor(json_t *report, const struct snapshot *hello)
+static int compare_processor(const struct snapshot_section *section,
+                             const struct state_buffer *processor, char *missing, size_t size)
+{
+    struct state_reader there = {.data = section->payload, .length = section->head.length};
+    struct state_reader here = {.data = processor->data, .length = processor->length};
+    int kvm_fd = kvm_open();
+    int err = kvm_fd < 0 ? kvm_fd : arch_processor_compare(kvm_fd, &there, &here, missing, size);
+
+    if (kvm_fd >= 0)
+        close(kvm_fd);
+    return err;
+}
+
+static void check_processor(json_t *report, const struct state_buffer *processor,
+                            const struct snapshot *hello)
 {
     const struct snapshot_section *section = snapshot_find(hello, STREAM_PROCESSOR, NULL);
     char missing[1024] = "";
 
-    if (!section || compare_processor(section, missing, sizeof(missing)) < 0)
+    if (!section || compare_processor(section, processor, missing, sizeof(missing)) < 0)
         machine_mismatch(report, "processor", json_string("it cannot be compared; the log here says why"),
                  "use the same version of ferry on both hosts");
     else if (*missing)
@@ -216,7 +230,8 @@ static void check_processor(json_t *report, const struct snapshot *hello)
 }
 
 int machine_compare_host(const struct machine_config *config, const struct process *process,
-                         const struct snapshot *hello, bool shared, json_t *report)
+                         const struct state_buffer *processor, const struct snapshot *hello,
+                         bool shared, json_t *report)
 {
     const struct snapshot_section *section = snapshot_find(hello, STREAM_HELLO, NULL);
     json_t *json = section ? json_loads(section->payload, JSON_REJECT_DUPLICATES, NULL) : NULL;
@@ -229,7 +244,7 @@ int machine_compare_host(const struct machine_config *config, const struct proce
     check_file(report, "kernel", config->kernel);
     check_file(report, "initrd", config->initrd);
     check_disks(report, config, json);
-    check_processor(report, hello);
+    check_processor(report, processor, hello);
     machine_compare_network(config, process, json, report);
     json_decref(json);
     return 0;

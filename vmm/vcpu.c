@@ -581,8 +581,3 @@ int vcpu_describe(struct vcpu *vcpu, struct state_buffer *out)
 {
     return arch_vcpu_describe(vcpu->arch, out);
 }
-
-int vcpu_compare(struct vcpu *vcpu, struct state_reader *in, char *missing, size_t size)
-{
-    return arch_vcpu_compare(vcpu->arch, in, missing, size);
-}

@@ -62,7 +62,6 @@ int vcpu_load(struct vcpu *vcpu, struct state_reader *in);
 
 /* Before a migration; see arch_vcpu_describe() in vmm/arch.h. All parked. */
 int vcpu_describe(struct vcpu *vcpu, struct state_buffer *out);
-int vcpu_compare(struct vcpu *vcpu, struct state_reader *in, char *missing, size_t size);
 
 unsigned vcpus_count(const struct vcpus *vcpus);
 struct vcpu *vcpus_get(struct vcpus *vcpus, unsigned index);

@@ -10,8 +10,10 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "vmm/arch.h"
 #include "vmm/bus.h"
 #include "vmm/memory.h"
+#include "vmm/util/state.h"
 #include "vmm/vcpu.h"
 #include "vmm/vm.h"
 #include "vmm/x86/x86.h"
@@ -218,5 +220,83 @@ Test(vcpu, refuses_more_than_kvm_allows, .timeout = 30)
     cr_expect_eq(vcpus_create(&none, &config), -EINVAL);
     config.count = 0;
     cr_expect_eq(vcpus_create(&none, &config), -EINVAL);
+    stop();
+}
+
+/* ---- before a migration ---- */
+
+/* What this host is said to lack of what `there` describes. */
+static const char *lacks(const struct state_buffer *there, const struct state_buffer *here)
+{
+    static char missing[1024];
+    struct state_reader from = {.data = there->data, .length = there->length};
+    struct state_reader to = {.data = here->data, .length = here->length};
+
+    missing[0] = '\0';
+    cr_assert_eq(arch_processor_compare(vm_kvm_fd(vm), &from, &to, missing, sizeof(missing)), 0);
+    return missing;
+}
+
+/* The record of the TSC: its name, a version, a length, the frequency (vmm/util/state.h). */
+static uint8_t *tsc_of(struct state_buffer *processor)
+{
+    static const char name[] = "x86-processor";
+    uint8_t *record = memmem(processor->data, processor->length, name, strlen(name));
+
+    cr_assert_not_null(record);
+    return record + strlen(name) + 2 + 4;
+}
+
+Test(vcpu, finds_that_a_host_lacks_nothing_of_its_own_processor, .timeout = 30)
+{
+    struct state_buffer own = {0};
+
+    start(out_code, sizeof(out_code));
+    cr_assert_eq(vcpu_describe(vcpus_get(vcpus, 0), &own), 0);
+    cr_expect_str_eq(lacks(&own, &own), "");
+    state_buffer_fini(&own);
+    stop();
+}
+
+Test(vcpu, lacks_a_slower_tsc_where_kvm_cannot_scale_it, .timeout = 30)
+{
+    struct state_buffer own = {0}, guest = {0};
+    uint32_t khz;
+
+    start(out_code, sizeof(out_code));
+    cr_assert_eq(vcpu_describe(vcpus_get(vcpus, 0), &own), 0);
+    cr_assert_eq(vcpu_describe(vcpus_get(vcpus, 0), &guest), 0);
+    memcpy(&khz, tsc_of(&guest), sizeof(khz));
+    khz += khz / 2;
+    memcpy(tsc_of(&guest), &khz, sizeof(khz));
+    cr_expect_str_eq(lacks(&guest, &own), "", "KVM keeps up with a faster one");
+    khz /= 3;
+    memcpy(tsc_of(&guest), &khz, sizeof(khz));
+    if (kvm_capability(vm_kvm_fd(vm), KVM_CAP_TSC_CONTROL) > 0)
+        cr_expect_str_eq(lacks(&guest, &own), "");
+    else
+        cr_expect(strncmp(lacks(&guest, &own), "a TSC of ", 9) == 0);
+    state_buffer_fini(&guest);
+    state_buffer_fini(&own);
+    stop();
+}
+
+Test(vcpu, refuses_to_compare_what_is_no_processor, .timeout = 30)
+{
+    const struct state_buffer nothing = {0};
+    struct state_reader there = {.data = nothing.data, .length = 0}, here = {0};
+    struct state_buffer own = {0};
+    char missing[64] = "";
+
+    start(out_code, sizeof(out_code));
+    cr_assert_eq(vcpu_describe(vcpus_get(vcpus, 0), &own), 0);
+    here = (struct state_reader){.data = own.data, .length = own.length};
+    cr_expect_eq(arch_processor_compare(vm_kvm_fd(vm), &there, &here, missing, sizeof(missing)),
+                 -ENODATA);
+    there = (struct state_reader){.data = own.data, .length = own.length};
+    here = (struct state_reader){0};
+    cr_expect_eq(arch_processor_compare(vm_kvm_fd(vm), &there, &here, missing, sizeof(missing)),
+                 -ENODATA);
+    state_buffer_fini(&own);
     stop();
 }

@@ -165,13 +165,19 @@ int arch_vcpu_save(struct arch_vcpu *acpu, struct state_buffer *out)
     return err;
 }
 
+static bool tsc_is_near(uint32_t khz, uint32_t here)
+{
+    uint32_t tolerance = here / 4000; /* 250 ppm, as Linux tolerates */
+
+    return khz == 0 || here == 0 || (khz <= here + tolerance && khz + tolerance >= here);
+}
+
 /* The guest keeps the frequency it has measured: by KVM's scaling where the host's own differs. */
 static int check_tsc(struct arch_vcpu *acpu, uint32_t khz)
 {
     uint32_t here = acpu->power_on.tsc_khz;
-    uint32_t tolerance = here / 4000; /* 250 ppm, as Linux tolerates */
 
-    if (khz == 0 || here == 0 || (khz <= here + tolerance && khz + tolerance >= here))
+    if (tsc_is_near(khz, here))
         return 0;
     if (ioctl(acpu->fd, KVM_SET_TSC_KHZ, (unsigned long)khz) == 0)
         return 0;
@@ -252,24 +258,44 @@ int arch_vcpu_describe(struct arch_vcpu *acpu, struct state_buffer *out)
     return err ? err : describe_msrs(acpu, out);
 }
 
-static int compare_cpuid(struct arch_vcpu *acpu, struct state_reader *in, char *missing,
+static int compare_cpuid(struct state_reader *there, struct state_reader *here, char *missing,
                          size_t size)
 {
-    struct x86_cpuid *there = malloc(sizeof(*there));
-    struct x86_cpuid *here = malloc(sizeof(*here));
-    int err = there && here ? state_load(&x86_cpuid_desc, there, in) : -ENOMEM;
+    struct x86_cpuid *wanted = malloc(sizeof(*wanted));
+    struct x86_cpuid *offered = malloc(sizeof(*offered));
+    int err = wanted && offered ? state_load(&x86_cpuid_desc, wanted, there) : -ENOMEM;
 
     if (!err)
-        err = read_cpuid(acpu, here);
+        err = state_load(&x86_cpuid_desc, offered, here);
     if (!err)
-        err = x86_cpuid_compare(there, here, missing, size);
-    free(here);
-    free(there);
+        err = x86_cpuid_compare(wanted, offered, missing, size);
+    free(offered);
+    free(wanted);
     return err;
 }
 
+/* api.rst §4.55: without scaling KVM gives a guest more than the host's frequency by keeping its clock
+ * up with that, but not less. */
+static int compare_tsc(int kvm_fd, struct state_reader *there, struct state_reader *here,
+                       char *missing, size_t size)
+{
+    struct processor wanted, offered;
+    size_t at = strlen(missing);
+    int err = state_load(&processor_desc, &wanted, there);
+
+    if (!err)
+        err = state_load(&processor_desc, &offered, here);
+    if (err || tsc_is_near(wanted.tsc_khz, offered.tsc_khz) || wanted.tsc_khz > offered.tsc_khz ||
+        ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) > 0)
+        return err;
+    log_error("vCPU: the guest's TSC runs at %u kHz, this host's at %u kHz, and its KVM cannot "
+              "scale it", wanted.tsc_khz, offered.tsc_khz);
+    snprintf(missing + at, size - at, "%sa TSC of %u kHz", at ? ", " : "", wanted.tsc_khz);
+    return 0;
+}
+
 /* A source of the first version says nothing of them. */
-static int compare_msrs(struct arch_vcpu *acpu, struct state_reader *in, char *missing, size_t size)
+static int compare_msrs(int kvm_fd, struct state_reader *in, char *missing, size_t size)
 {
     struct x86_msrs *there;
     int err;
@@ -279,22 +305,19 @@ static int compare_msrs(struct arch_vcpu *acpu, struct state_reader *in, char *m
     there = malloc(sizeof(*there));
     err = there ? state_load(&x86_msrs_desc, there, in) : -ENOMEM;
     if (!err)
-        err = x86_msrs_compare(acpu->kvm_fd, there, missing, size);
+        err = x86_msrs_compare(kvm_fd, there, missing, size);
     free(there);
     return err;
 }
 
-int arch_vcpu_compare(struct arch_vcpu *acpu, struct state_reader *in, char *missing, size_t size)
+int arch_processor_compare(int kvm_fd, struct state_reader *there, struct state_reader *here,
+                           char *missing, size_t size)
 {
-    struct processor processor;
-    int err = compare_cpuid(acpu, in, missing, size);
-    size_t at = strlen(missing);
+    int err = compare_cpuid(there, here, missing, size);
 
     if (!err)
-        err = state_load(&processor_desc, &processor, in);
-    if (!err && check_tsc(acpu, processor.tsc_khz) < 0)
-        snprintf(missing + at, size - at, "%sa TSC of %u kHz", at ? ", " : "", processor.tsc_khz);
-    return err ? err : compare_msrs(acpu, in, missing, size);
+        err = compare_tsc(kvm_fd, there, here, missing, size);
+    return err ? err : compare_msrs(kvm_fd, there, missing, size);
 }
 
 static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, bool long_mode)
