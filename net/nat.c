@@ -16,6 +16,9 @@
  * TCP sends them again. Frames from the guest are copied once before anybody looks at them, pass
  * nat_guard.c, and are copied again by the library.
  *
+ * Connections that both sides have ended, and that the library would keep for ten seconds, are found
+ * by their frames (nat_ends.c), and the library is sent a reset for each.
+ *
  * Does not save the library's state: open connections do not survive a migration. Owned by the
  * event loop's thread; no locks, and never called with the device lock held.
  *
@@ -34,6 +37,7 @@
 #include <sys/socket.h>
 
 #include "net/coalesce.h"
+#include "net/nat_ends.h"
 #include "net/nat_guard.h"
 #include "net/nat_polls.h"
 #include "net/nat_segments.h"
@@ -112,6 +116,8 @@ struct nat {
     int listeners[NAT_MAX_FORWARDS]; /* borrowed: the forwards' TCP sockets */
     unsigned n_listeners;
     unsigned max_sockets;
+    struct nat_ends ends;
+    int new_socket;       /* the last that the call of the library brought; -1: none did */
     uint8_t *frame;       /* owns; the copy of what the guest sends, NET_FRAME_MAX bytes */
     unsigned mtu;
     struct net_coalescer coalescer; /* goes before the backlog */
@@ -232,6 +238,15 @@ static void send_long(struct nat *nat, const struct net_frame *frame)
         net_port_drop(&nat->port, 1);
 }
 
+/* A SYN passes, and the library has or will have made a socket for it. */
+static void note_opening(struct nat *nat, const uint8_t *frame, size_t length, bool from_guest)
+{
+    struct nat_flow *flow = nat_polls_flow(&nat->polls, nat->new_socket);
+
+    if (flow && nat_ends_open(&nat->ends, flow, nat->new_socket, frame, length, from_guest))
+        nat->new_socket = -1;
+}
+
 static ssize_t on_send_packet(const void *bytes, size_t length, void *opaque)
 {
     const struct iovec whole = {(void *)bytes, length};
@@ -243,6 +258,9 @@ static ssize_t on_send_packet(const void *bytes, size_t length, void *opaque)
     if (length < NET_FRAME_MIN || length > NET_FRAME_MAX)
         return (ssize_t)length;
     nat->unflushed = true;
+    if (nat->new_socket >= 0)
+        note_opening(nat, bytes, length, false);
+    nat_ends_see(&nat->ends, bytes, length, false);
     if (is_too_long(nat, length)) {
         send_long(nat, &frame);
         return (ssize_t)length;
@@ -346,15 +364,31 @@ static int on_get_events(int fd, void *opaque)
     return result;
 }
 
+/* Has the library let go of connections that are over, not while it is at work. */
+static void end_finished(struct nat *nat)
+{
+    uint8_t reset[NAT_RESET_MAX];
+    struct nat_flow *flow;
+
+    while ((flow = nat_ends_next(&nat->ends))) {
+        if (!nat_ends_is_drained(flow))
+            continue; /* it has ten seconds to send the rest */
+        nat->asked = false;
+        nat->api.slirp_input(nat->slirp, reset, (int)nat_ends_reset(flow, reset));
+    }
+}
+
 /* Lets the library deal with the sockets' events and what is due. */
 static void work(struct nat *nat)
 {
+    nat->new_socket = -1;
     nat->active |= nat_polls_fired(&nat->polls);
     nat->tick_due = false;
     nat->worked_ns = loop_now_ns();
     nat->asked = false;
     nat->api.slirp_pollfds_poll(nat->slirp, 0, on_get_events, nat);
     nat_polls_clear(&nat->polls);
+    end_finished(nat);
 }
 
 /* Sets the library's clock right: the second argument has it look at no socket. */
@@ -491,7 +525,12 @@ static void take_frame(struct nat *nat, const struct net_frame *frame)
         nat->fragments_until_ns = nat->worked_ns + CLOCK_LAG_NS + FRAGMENT_LIFE_NS;
     nat->active = true;
     nat->asked = false;
+    nat->new_socket = -1;
+    nat_ends_see(&nat->ends, nat->frame, kind.length, true);
     nat->api.slirp_input(nat->slirp, nat->frame, (int)kind.length);
+    if (nat->new_socket >= 0)
+        note_opening(nat, nat->frame, kind.length, true);
+    end_finished(nat);
 }
 
 static unsigned port_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
@@ -569,12 +608,18 @@ static void on_register_fd(int fd, void *opaque)
     struct nat *nat = opaque;
 
     nat_polls_open(&nat->polls, fd);
+    nat->new_socket = fd;
 }
 
 static void on_unregister_fd(int fd, void *opaque)
 {
     struct nat *nat = opaque;
+    struct nat_flow *flow = nat_polls_flow(&nat->polls, fd);
 
+    if (flow)
+        nat_ends_forget(&nat->ends, flow);
+    if (nat->new_socket == fd)
+        nat->new_socket = -1;
     nat_polls_close(&nat->polls, fd);
 }
 
@@ -803,6 +848,7 @@ int nat_create(struct nat **out, struct loop *loop, const struct nat_config *con
     nat->loop = loop;
     nat->tick.expired = on_tick;
     nat->max_sockets = socket_limit();
+    nat->new_socket = -1;
     nat->mtu = config->mtu;
     nat_polls_init(&nat->polls, loop);
     error = net_coalescer_init(&nat->coalescer);

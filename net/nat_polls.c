@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "net/nat_ends.h"
 #include "vmm/util/loop.h"
 
 #define INITIAL_FDS 64u
@@ -41,6 +42,7 @@ struct nat_socket {
     short events;            /* came, and were not yet told */
     struct nat_socket *next_fired;
     struct nat_socket *next_free;
+    struct nat_flow flow;    /* its owner's business */
 };
 
 void nat_polls_init(struct nat_polls *polls, struct loop *loop)
@@ -169,6 +171,13 @@ short nat_polls_events(const struct nat_polls *polls, int fd)
     const struct nat_socket *sock = find(polls, fd);
 
     return sock ? sock->events : 0;
+}
+
+struct nat_flow *nat_polls_flow(const struct nat_polls *polls, int fd)
+{
+    struct nat_socket *sock = find(polls, fd);
+
+    return sock ? &sock->flow : NULL;
 }
 
 static int grow(struct nat_polls *polls, int fd)

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 
 struct loop;
+struct nat_flow;
 struct nat_socket; /* a socket; one poll for input, one for output */
 
 struct nat_polls {
@@ -41,6 +42,9 @@ void nat_polls_open(struct nat_polls *polls, int fd);
 /* The socket is about to be closed: its events no longer count, whoever gets the number next. To
  * be called before close(2); the file is let go when the loop next sleeps. */
 void nat_polls_close(struct nat_polls *polls, int fd);
+
+/* What is known of the connection of a socket that is open; NULL: there is no such socket. */
+struct nat_flow *nat_polls_flow(const struct nat_polls *polls, int fd);
 
 /* Asks for events (POLLIN, POLLOUT, POLLPRI) in place of those asked for earlier. 0 or -ENOMEM. */
 int nat_polls_want(struct nat_polls *polls, int fd, short events);

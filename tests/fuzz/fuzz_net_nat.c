@@ -1,10 +1,12 @@
 /*
  * The guard before the user-mode network, on any frame: it reads nothing beyond the frame, and what
- * it lets through has a length that its own headers vouch for.
+ * it lets through has a length that its own headers vouch for. And what tells of the ends of
+ * connections, with the same frame as either side's, and as a connection's first.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "net/nat_ends.h"
 #include "net/nat_guard.h"
 #include "net/port.h"
 #include "tests/fuzz/fuzz.h"
@@ -31,6 +33,23 @@ static size_t length_by_headers(const uint8_t *frame)
     __builtin_trap();
 }
 
+static void see_ends(const uint8_t *frame, size_t size)
+{
+    static struct nat_ends ends;
+    static struct nat_flow flow;
+    uint8_t reset[NAT_RESET_MAX];
+    bool open = nat_ends_open(&ends, &flow, -1, frame, size, true);
+
+    FUZZ_CHECK(open == flow.known);
+    nat_ends_see(&ends, frame, size, false);
+    nat_ends_see(&ends, frame, size, true);
+    FUZZ_CHECK(!nat_ends_next(&ends)); /* a SYN is no end, and nothing else opens */
+    if (open)
+        FUZZ_CHECK(nat_ends_reset(&flow, reset) == (flow.ipv6 ? 74 : 54));
+    nat_ends_forget(&ends, &flow);
+    FUZZ_CHECK(ends.ending == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct nat_frame_kind kind;
@@ -46,6 +65,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         FUZZ_CHECK(kind.length == length_by_headers(frame));
         FUZZ_CHECK(!kind.fragment || be16(frame + 12) == 0x0800);
     }
+    see_ends(frame, size);
     free(frame);
     return 0;
 }

@@ -312,14 +312,19 @@ static const struct packet *tcp_receive(struct connection *c, uint8_t flags)
     }
 }
 
-static struct connection tcp_connect(uint16_t port)
+static struct connection tcp_connect_from(uint16_t own_port, uint16_t port)
 {
-    struct connection c = {.e = to_router(40000, port), .seq = 1000};
+    struct connection c = {.e = to_router(own_port, port), .seq = 1000};
 
     tcp_send(&c, TCP_SYN, NULL, 0);
     tcp_receive(&c, TCP_SYN);
     settle();
     return c;
+}
+
+static struct connection tcp_connect(uint16_t port)
+{
+    return tcp_connect_from(40000, port);
 }
 
 /* ---- services of the network ---- */
@@ -1148,6 +1153,117 @@ Test(nat, a_guest_cannot_open_sockets_without_end)
     /* What needs no socket goes on. */
     introduce();
     close(fd);
+}
+
+/* The host's side has ended its direction; the guest does likewise, and hears that it was heard. */
+static void guest_ends_second(struct connection *c)
+{
+    tcp_receive(c, TCP_FIN);
+    tcp_send(c, TCP_FIN | TCP_ACK, NULL, 0);
+    tcp_receive(c, TCP_ACK);
+}
+
+Test(nat, connections_that_both_sides_ended_take_no_sockets)
+{
+    struct rlimit limit = {200, 200}; /* 50 sockets */
+    uint16_t port;
+    int listener = host_listener(&port);
+    struct nat_counters counters;
+
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    start();
+    introduce();
+    for (unsigned i = 0; i < 60; i++) {
+        struct connection c = tcp_connect_from((uint16_t)(41000 + i), port);
+
+        wait_readable(listener);
+        close(accept(listener, NULL, NULL));
+        guest_ends_second(&c);
+    }
+    nat_get_counters(nat, &counters);
+    cr_assert_eq(counters.refused, 0);
+    close(listener);
+}
+
+/* The second, for the lowest one is that of the caller's socket, which is closed. */
+static int second_free_descriptor(void)
+{
+    int first = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), second = dup(first);
+
+    close(second);
+    close(first);
+    return second;
+}
+
+Test(nat, forwarded_connections_that_both_sides_ended_take_no_sockets)
+{
+    uint16_t port = free_port(SOCK_STREAM);
+    struct net_forward forward = forward_of("tcp:127.0.0.1:%u-:22", port);
+    int before;
+
+    config.forwards = &forward;
+    config.n_forwards = 1;
+    start();
+    introduce();
+    before = second_free_descriptor();
+    for (unsigned i = 0; i < 4; i++) {
+        int fd = host_connects(port);
+        struct connection c = guest_accepts(22);
+
+        close(fd);
+        guest_ends_second(&c);
+        cr_assert_eq(second_free_descriptor(), before);
+    }
+}
+
+#define HOST_TAKES_MAX (32u << 20)
+
+/* The window that the router told last. */
+static unsigned last_window(void)
+{
+    static unsigned window = 65535;
+
+    if (guest->end > 0)
+        window = get16(guest->frames[guest->end - 1].bytes + AT_L4 + 14);
+    return window;
+}
+
+Test(nat, what_the_host_has_not_taken_when_both_sides_ended_still_reaches_it)
+{
+    uint8_t block[SEGMENT], buffer[65536];
+    uint32_t sent = 0, got = 0;
+    uint16_t port;
+    int listener = host_listener(&port), fd, size = 4096;
+    struct connection c;
+    size_t n;
+
+    cr_assert_eq(setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size)), 0);
+    start();
+    introduce();
+    c = tcp_connect(port);
+    wait_readable(listener);
+    fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+    cr_assert_eq(shutdown(fd, SHUT_WR), 0);
+    tcp_receive(&c, TCP_FIN);
+    do { /* until the host's socket takes no more, and the library little */
+        for (uint32_t i = 0; i < SEGMENT; i++)
+            block[i] = stream_byte(sent + i);
+        guest->first = guest->end = 0;
+        tcp_send(&c, TCP_ACK, block, SEGMENT);
+        sent += SEGMENT;
+        cr_assert_lt(sent, HOST_TAKES_MAX, "the host's socket takes all");
+        settle();
+    } while (last_window() >= 2 * SEGMENT);
+    tcp_send(&c, TCP_FIN | TCP_ACK, NULL, 0);
+    tcp_receive(&c, TCP_ACK);
+    while ((n = host_receives(fd, (char *)buffer, sizeof(buffer))) > 0) {
+        for (size_t i = 0; i < n; i++)
+            cr_assert_eq(buffer[i], stream_byte(got + (uint32_t)i));
+        got += (uint32_t)n;
+    }
+    cr_assert_eq(got, sent);
+    close(fd);
+    close(listener);
 }
 
 Test(nat, callers_wait_while_there_are_too_many_sockets)
