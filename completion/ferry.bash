@@ -21,7 +21,7 @@ _ferry_net_keys() {
 # _ferry_run WORD PREVIOUS: what may stand for WORD.
 _ferry_run() {
     local options='--kernel --initrd --append --cpus --memory --disk --net --switch --console --name
-        --decompress --no-reboot --grace --incoming --verbose --help'
+        --decompress --no-reboot --grace --incoming --tls --verbose --help'
     case $2 in
         -k | --kernel | -i | --initrd) mapfile -t COMPREPLY < <(compgen -f -- "$1") ;;
         -d | --disk)
@@ -52,6 +52,8 @@ _ferry_run() {
             fi ;;
         --console)    mapfile -t COMPREPLY < <(compgen -W 'serial virtio off' -- "$1") ;;
         --decompress) mapfile -t COMPREPLY < <(compgen -W 'auto host guest' -- "$1") ;;
+        --incoming)   mapfile -t COMPREPLY < <(compgen -W 'tcp: tls: unix:' -- "$1") ;;
+        --tls)        mapfile -t COMPREPLY < <(compgen -d -- "$1") ;;
         -a | --append | -c | --cpus | --name | --grace) ;;
         *) mapfile -t COMPREPLY < <(compgen -W "$options" -- "$1") ;;
     esac

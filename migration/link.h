@@ -44,12 +44,12 @@ struct link_terms {
      * TLS its certificate must be for that, too. NULL: any. */
     const char *from;
     const struct tls_identity *identity; /* for tls:, else NULL */
-    int cancel_fd;                       /* connecting: ends it when it becomes readable; -1: never */
+    int cancel_fd;                       /* ends connecting or accepting when it becomes readable; -1: never */
     char reason[TLS_REASON_MAX];         /* filled with why TLS failed, else empty */
 };
 
 /* Waits without limit for a peer. Others than terms allow are hung up on, and told in the log. The
- * link is the caller's. */
+ * link is the caller's. -ECANCELED. */
 int link_accept(struct link **out, int listen_fd, struct link_terms *terms);
 /* The same for a further connection of the one who came by `link`: until deadline_ns (-ETIMEDOUT);
  * -ECANCELED, -ECONNRESET: that link was cancelled, or its peer hung up. */

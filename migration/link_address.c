@@ -264,17 +264,30 @@ static bool admit(int fd, const char *from)
     return false;
 }
 
-/* A connection of somebody who may come. */
-static int accept_from(int listen_fd, const char *from)
+/* Until somebody connects. -ECANCELED: cancel_fd (-1: none) became readable before. */
+static int await_peer(int listen_fd, int cancel_fd)
+{
+    struct pollfd wait[2] = {{.fd = listen_fd, .events = POLLIN},
+                             {.fd = cancel_fd, .events = POLLIN}};
+
+    while (poll(wait, 2, -1) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return wait[1].revents ? -ECANCELED : 0;
+}
+
+/* A connection of somebody who may come, or a negative errno. */
+static int accept_from(int listen_fd, const struct link_terms *terms)
 {
     for (;;) {
-        int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        int err = await_peer(listen_fd, terms->cancel_fd);
+        int fd = err ? -1 : accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
 
+        if (err)
+            return err;
         if (fd < 0 && errno != EINTR && errno != ECONNABORTED)
-            return -1;
-        if (fd < 0)
-            continue;
-        if (admit(fd, from))
+            return -errno;
+        if (fd >= 0 && admit(fd, terms->from))
             return fd;
     }
 }
@@ -288,7 +301,7 @@ static int take_in(struct link **out, int fd, struct link_terms *terms)
     if (err)
         return err;
     if (terms->identity &&
-        link_secure(link, terms->identity, terms->from, -1, terms->reason) < 0) {
+        link_secure(link, terms->identity, terms->from, terms->cancel_fd, terms->reason) < 0) {
         log_warn("somebody who wanted to hand over a guest was hung up on: %s", terms->reason);
         link_destroy(link);
         return -EAGAIN;
@@ -302,12 +315,13 @@ int link_accept(struct link **out, int listen_fd, struct link_terms *terms)
     int err;
 
     do {
-        int fd = accept_from(listen_fd, terms->from);
+        int fd = accept_from(listen_fd, terms);
 
+        if (fd == -ECANCELED)
+            return fd;
         if (fd < 0) {
-            err = -errno;
-            log_error("cannot accept a guest: %s", strerror(-err));
-            return err;
+            log_error("cannot accept a guest: %s", strerror(-fd));
+            return fd;
         }
         err = take_in(out, fd, terms);
     } while (err == -EAGAIN);

@@ -132,6 +132,9 @@ enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, 
         }
         if (set_option(option, object) < 0)
             return CMD_WRONG;
+        if (command->given)
+            *(uint64_t *)(void *)((char *)object + *command->given) |=
+                1ull << (option - command->options);
     }
     return set_operands(command, argc - optind, argv + optind, object) < 0 ? CMD_WRONG : CMD_PARSED;
 }

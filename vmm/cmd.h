@@ -8,7 +8,10 @@
 #define FERRY_CMD_H
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
+#include "vmm/machine_config.h"
 #include "vmm/util/options.h"
 
 /* What the process ends with. Documented in ferry(1) and in README.md; never renumbered. */
@@ -44,6 +47,7 @@ struct command {
     const struct cmd_option *options; /* ends with a NULL key.name */
     const struct cmd_operand *operands; /* ends with a NULL name; or NULL: it takes none */
     const char *notes;                /* below the options; or NULL */
+    const size_t *given;              /* where the object has a uint64_t: bit N: option N was given; or NULL */
     enum exit_status (*run)(const struct command *command, int argc, char **argv);
 };
 
@@ -89,9 +93,24 @@ int cmd_add_switch(struct cmd_switches *switches, const char *text);
 int cmd_make_switches(const struct cmd_switches *switches, struct process *process);
 void cmd_free_switches(struct cmd_switches *switches);
 
-/* Waits for a guest that migrates here, and runs it: `ferry receive`. name NULL: as it had. All is
- * borrowed. */
-enum exit_status cmd_receive_guest(char *address, char *name, const struct cmd_switches *switches);
+/* What `ferry receive` is told, and `ferry run --incoming`. Strings are owned; NULL: not given. */
+struct receive_options {
+    char *address; /* NULL: the control socket will say */
+    char *name;    /* NULL: as it had */
+    char *from;
+    char *tls;
+    bool once;
+    unsigned verbose;
+    struct cmd_switches switches;
+    /* Instead of what the guest was started with; the second says whether. */
+    enum console_kind console;
+    bool has_console;
+    unsigned grace_s;
+    bool has_grace;
+    bool no_reboot; /* true: that, whatever it had */
+};
+/* Waits for a guest that migrates here, and runs it. All is borrowed. */
+enum exit_status cmd_receive_guest(const struct receive_options *wanted);
 
 struct machine;
 struct machine_config;

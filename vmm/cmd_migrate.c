@@ -354,16 +354,18 @@ static json_t *make_body(const struct migrate_options *w)
 {
     char *address = absolute_address(w->address);
     char *folder = w->tls ? realpath(w->tls, NULL) : NULL;
-    json_t *body = json_pack("{s:s?, s:I, s:I, s:I, s:b, s:b, s:b}", "destination_url", address,
+    json_t *body = json_pack("{s:s?, s:I, s:I, s:I, s:s, s:b}", "destination_url", address,
                              "downtime_ms", (json_int_t)w->downtime_ms, "timeout_ms",
                              (json_int_t)w->timeout_ms, "bandwidth", (json_int_t)w->bandwidth,
-                             "give_up", w->policy == POLICY_GIVE_UP, "copy", w->copy, "check",
-                             w->check);
+                             "timeout_strategy", w->policy == POLICY_GIVE_UP ? "cancel" : "ignore",
+                             "check", w->check);
 
-    json_object_set_new(body, "streams", json_integer(w->streams));
+    json_object_set_new(body, "connections", json_integer(w->streams));
     json_object_set_new(body, "compression", json_string(methods_name(w->compression)));
     if (w->tls)
-        json_object_set_new(body, "tls", json_string(folder ? folder : w->tls));
+        json_object_set_new(body, "tls_dir", json_string(folder ? folder : w->tls));
+    if (w->copy)
+        json_object_set_new(body, "local", json_false());
     if (w->no_auto_converge)
         json_object_set_new(body, "throttle_max", json_integer(0));
     free(address);
@@ -379,6 +381,11 @@ static enum exit_status migrate_guest(const struct migrate_options *wanted)
 
     if (!wanted->address) {
         log_error("migrate: ADDRESS was expected: see 'ferry help migrate'");
+        return STATUS_USAGE;
+    }
+    if (wanted->tls && strncmp(wanted->address, "tls:", 4) != 0) {
+        log_error("--tls goes with tls:HOST:PORT: by '%s' nothing would be encrypted",
+                  wanted->address);
         return STATUS_USAGE;
     }
     init_asking(&a);

@@ -1,7 +1,8 @@
 /*
  * `ferry receive`: waits for a guest of another ferry, compares, and goes on with it.
  *
- * Main thread. What comes before the machine exists blocks: nothing else runs here yet.
+ * Does not read what the control socket asks for (cmd_receive_order.c). Main thread. What comes before the
+ * machine exists blocks: nothing else runs here yet.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -12,24 +13,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "migration/target.h"
-#include "vmm/cmd.h"
-#include "vmm/machine.h"
+#include "vmm/cmd_receive_internal.h"
 #include "vmm/machine_compat.h"
 #include "vmm/machine_json.h"
 #include "vmm/machine_receive.h"
-#include "vmm/process.h"
 #include "vmm/util/log.h"
-
-struct receive_options {
-    char *address;
-    char *name;
-    char *from;
-    char *tls;
-    bool once;
-    unsigned verbose;
-    struct cmd_switches switches;
-};
 
 static int read_switch(void *object, const char *text)
 {
@@ -40,7 +28,7 @@ static int read_switch(void *object, const char *text)
 
 static const struct cmd_operand operands[] = {
     {"ADDRESS",
-     {.name = "address", .parse = option_parse_string, .offset = AT(address), .required = true,
+     {.name = "address", .parse = option_parse_string, .offset = AT(address),
       .expects = "tcp:HOST:PORT, tls:HOST:PORT or unix:PATH"}},
     {0},
 };
@@ -60,19 +48,6 @@ static const struct cmd_option options[] = {
     {'v', NULL, "off", "say more; twice for everything",
      {.name = "verbose", .parse = cmd_count_up, .offset = AT(verbose)}, NULL},
     {0},
-};
-
-/* One attempt of one source. */
-struct visit {
-    const struct receive_options *wanted;
-    const struct state_buffer *processor; /* borrowed: this host's */
-    struct target *target;
-    struct snapshot hello;
-    int memory_fd;
-    struct machine_config config;
-    char process_name[32]; /* until the guest's own name is free */
-    struct process *process;
-    struct machine *machine;
 };
 
 static int read_config(struct visit *v)
@@ -104,15 +79,39 @@ static void print_report(const json_t *report)
                  json_string_value(json_object_get(one, "why")));
 }
 
+/* What was asked for here, instead of what the guest was started with. */
+static void apply_wishes(struct visit *v, json_t *report)
+{
+    const struct receive_options *w = v->wanted;
+    bool has = v->config.console == CONSOLE_VIRTIO;
+
+    if (w->has_grace)
+        v->config.grace_s = w->grace_s;
+    if (w->no_reboot)
+        v->config.no_reboot = true;
+    if (!w->has_console)
+        return;
+    if (has == (w->console == CONSOLE_VIRTIO))
+        v->config.console = w->console;
+    else
+        machine_mismatch(report, "console",
+                         json_sprintf("the guest has %s virtio console, which --console %s here",
+                                      has ? "a" : "no", has ? "leaves out" : "wants"),
+                         has ? "leave --console out there, or say virtio"
+                             : "leave --console out there, or say serial or off");
+}
+
 /* Builds the machine as far as that goes, and answers what stands against it. 0: nothing. */
 static int compare(struct visit *v)
 {
     bool shared = v->memory_fd >= 0, check = machine_asks_to_check(&v->hello);
     json_t *report = json_array();
     char *text;
-    int err = machine_compare_host(&v->config, v->process, v->processor, &v->hello, shared,
-                                   report);
+    int err;
 
+    apply_wishes(v, report);
+    err = machine_compare_host(&v->config, v->process, v->processor, &v->hello, shared,
+                               report);
     if (!err && json_array_size(report) == 0) {
         int fd = v->memory_fd;
 
@@ -133,21 +132,34 @@ static int compare(struct visit *v)
     return err;
 }
 
+int receive_guest(struct visit *v)
+{
+    int err = read_config(v);
+
+    if (!err && !v->process) {
+        snprintf(v->process_name, sizeof(v->process_name), "incoming-%ld", (long)getpid());
+        err = process_create(&v->process, v->process_name);
+        if (!err)
+            err = cmd_make_switches(&v->wanted->switches, v->process);
+    }
+    if (!err)
+        err = compare(v);
+    return err ? err : machine_arrive(v->machine, v->target);
+}
+
+void receive_end_visit(struct visit *v)
+{
+    snapshot_fini(&v->hello);
+    target_destroy(v->target);
+    if (v->memory_fd >= 0)
+        close(v->memory_fd);
+}
+
 static int take_in(struct visit *v)
 {
     int err = target_hello(v->target, &v->hello, &v->memory_fd);
 
-    if (!err)
-        err = read_config(v);
-    if (err)
-        return err;
-    snprintf(v->process_name, sizeof(v->process_name), "incoming-%ld", (long)getpid());
-    err = process_create(&v->process, v->process_name);
-    if (!err)
-        err = cmd_make_switches(&v->wanted->switches, v->process);
-    if (!err)
-        err = compare(v);
-    return err ? err : machine_arrive(v->machine, v->target);
+    return err ? err : receive_guest(v);
 }
 
 /* The process held them back for its loop; whoever waits for the next source is to die of them. */
@@ -162,20 +174,44 @@ static void release_signals(void)
     sigprocmask(SIG_UNBLOCK, &set, NULL);
 }
 
-/* Where guests may come. */
-struct door {
-    struct link_address address;
-    int fd; /* owns; -1: closed, a guest has come */
-    struct link_terms terms;
-    struct tls_identity *identity; /* owns; NULL: not by TLS */
-    struct state_buffer processor; /* owns: what a vCPU is here */
-};
-
-static void close_door(struct door *door)
+void receive_close(struct door *door)
 {
-    link_unlisten(&door->address, door->fd);
+    if (door->fd >= 0)
+        link_unlisten(&door->address, door->fd);
     door->fd = -1;
+    tls_identity_destroy(door->identity);
+    door->identity = NULL;
     state_buffer_fini(&door->processor);
+}
+
+int receive_open(struct door *door, const char *address, const char *from, const char *tls,
+                 char why[TLS_REASON_MAX])
+{
+    int err = 0;
+
+    *door = (struct door){.fd = -1, .terms = {.from = from, .cancel_fd = -1}};
+    why[0] = '\0';
+    if (link_parse(&door->address, address) < 0) {
+        snprintf(why, TLS_REASON_MAX, "'%s' is not valid: tcp:HOST:PORT, tls:HOST:PORT or unix:PATH "
+                 "was expected", address);
+        return -EINVAL;
+    }
+    if (tls && !door->address.is_tls) {
+        snprintf(why, TLS_REASON_MAX, "certificates go with tls:HOST:PORT; by '%s' nothing would be "
+                 "encrypted", address);
+        return -EINVAL;
+    }
+    if (door->address.is_tls)
+        err = tls_identity_create(&door->identity, tls, true, why);
+    door->terms.identity = door->identity;
+    /* Without it any guest is refused, and told so. */
+    if (!err)
+        (void)machine_describe_processor(&door->processor);
+    if (!err)
+        err = link_listen(&door->address, &door->fd);
+    if (err)
+        receive_close(door);
+    return err == -EINVAL ? -EIO : err;
 }
 
 /* True: the guest came, and *status says how it ended. */
@@ -194,12 +230,9 @@ static bool serve(const struct receive_options *wanted, struct door *door, struc
         err = take_in(&v);
     if (err == -EOPNOTSUPP)
         target_refuse(v.target, "what it needs is not known here; the log there says what");
-    snapshot_fini(&v.hello);
-    target_destroy(v.target);
-    if (v.memory_fd >= 0)
-        close(v.memory_fd);
+    receive_end_visit(&v);
     if (!err) {
-        close_door(door);
+        receive_close(door);
         *status = cmd_run_machine(v.process, v.machine);
         machine_config_fini(&v.config);
         return true;
@@ -229,48 +262,31 @@ static void tell_address(const struct door *door)
         log_info("waiting for a guest on port %u", link_port(door->fd));
 }
 
-static enum exit_status wait_for_guest(const struct receive_options *wanted)
+enum exit_status cmd_receive_guest(const struct receive_options *wanted)
 {
     enum exit_status status = STATUS_FAILED;
-    struct door door = {.fd = -1, .terms = {.from = wanted->from, .cancel_fd = -1}};
+    char why[TLS_REASON_MAX];
+    struct door door;
     struct link *link;
+    int err;
 
-    if (link_parse(&door.address, wanted->address) < 0) {
-        log_error("ADDRESS: '%s' is not valid: tcp:HOST:PORT, tls:HOST:PORT or unix:PATH was "
-                  "expected",
-                  wanted->address);
-        return STATUS_USAGE;
-    }
-    if (wanted->from && door.address.is_unix) {
+    if (!wanted->address)
+        return receive_by_order(wanted);
+    if (wanted->from && strncmp(wanted->address, "unix:", 5) == 0) {
         log_error("--from does not go together with unix:PATH: who may open the socket may come");
         return STATUS_USAGE;
     }
-    if (door.address.is_tls &&
-        tls_identity_create(&door.identity, wanted->tls, true, NULL) < 0)
+    err = receive_open(&door, wanted->address, wanted->from, wanted->tls, why);
+    if (err == -EINVAL)
+        log_error("ADDRESS: %s", why);
+    if (err)
         return STATUS_USAGE;
-    door.terms.identity = door.identity;
-    /* Without it any guest is refused, and told so. */
-    (void)machine_describe_processor(&door.processor);
-    if (link_listen(&door.address, &door.fd) < 0) {
-        state_buffer_fini(&door.processor);
-        tls_identity_destroy(door.identity);
-        return STATUS_USAGE;
-    }
     tell_address(&door);
     while (link_accept(&link, door.fd, &door.terms) == 0)
         if (serve(wanted, &door, link, &status))
             break;
-    close_door(&door);
-    tls_identity_destroy(door.identity);
+    receive_close(&door);
     return status;
-}
-
-enum exit_status cmd_receive_guest(char *address, char *name, const struct cmd_switches *switches)
-{
-    const struct receive_options wanted = {
-        .address = address, .name = name, .switches = *switches};
-
-    return wait_for_guest(&wanted);
 }
 
 static enum exit_status receive(const struct command *command, int argc, char **argv)
@@ -286,7 +302,7 @@ static enum exit_status receive(const struct command *command, int argc, char **
         break;
     case CMD_PARSED:
         cmd_set_verbosity(wanted.verbose);
-        status = wait_for_guest(&wanted);
+        status = cmd_receive_guest(&wanted);
         break;
     }
     free(wanted.address);
@@ -299,11 +315,12 @@ static enum exit_status receive(const struct command *command, int argc, char **
 
 const struct command cmd_receive = {
     .name = "receive",
-    .usage = "[OPTION]... ADDRESS",
+    .usage = "[OPTION]... [ADDRESS]",
     .summary = "Wait for a guest that migrates here, and go on with it.",
     .options = options,
     .operands = operands,
     .notes = "ADDRESS: tcp:HOST:PORT or tls:HOST:PORT (HOST may be empty: any), or unix:PATH.\n"
+             "Without it the control socket says where: PUT /api/v1/vm.receive-migration.\n"
              "Exit status: as of 'ferry run'.",
     .run = receive,
 };

@@ -5,10 +5,12 @@
  */
 #include <errno.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
 
+#include "migration/tls.h"
 #include "vmm/cmd.h"
 #include "vmm/lab_switch.h"
 #include "vmm/machine.h"
@@ -21,6 +23,8 @@ struct run_options {
     unsigned verbose;
     struct cmd_switches switches;
     char *incoming;
+    char *tls;      /* with --incoming */
+    uint64_t given; /* a bit for each of the options */
 };
 
 static int read_memory(void *object, const char *text)
@@ -124,7 +128,7 @@ static const struct cmd_option options[] = {
     {'m', "SIZE", "512M", "memory; more: hugepages=,prealloc=,dirty-ring=",
      {.name = "memory"}, read_memory},
     {'d', "PATH", "none",
-     "disk, a raw image; more: PATH,readonly=on,direct=on,\nserial=TEXT; repeat",
+     "disk; more: readonly=,direct=,serial=; repeat",
      {.name = "disk"}, read_disk},
     {'n', "MODE", "none",
      "network card: nat, hostonly, bridge,if=NIC|br=BRIDGE,\n"
@@ -149,7 +153,9 @@ static const struct cmd_option options[] = {
      NULL},
     {0, "ADDRESS", "none", "take a guest that migrates here: see receive",
      {.name = "incoming", .parse = option_parse_string, .offset = AT(incoming),
-      .expects = "tcp:HOST:PORT or unix:PATH"}, NULL},
+      .expects = "tcp:HOST:PORT, tls:HOST:PORT or unix:PATH"}, NULL},
+    {0, "DIR", TLS_FOLDER, "with --incoming tls:, certificates",
+     {.name = "tls", .parse = option_parse_string, .offset = AT(tls), .expects = "a folder"}, NULL},
     {'v', NULL, "off", "say more; twice for everything",
      {.name = "verbose", .parse = cmd_count_up, .offset = AT(verbose)}, NULL},
     {0},
@@ -259,26 +265,63 @@ static enum exit_status create_and_run(const struct run_options *wanted)
     return error == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
 }
 
-/* What a guest that comes is made of, its source says. */
-static enum exit_status take_incoming(struct run_options *wanted)
+/* Those that mean something for a guest that is there already, and those that mean it for no other. */
+static const char *const of_incoming[] = {"incoming", "tls", "name", "switch", "console",
+                                          "grace", "no-reboot", "verbose", NULL};
+static const char *const of_incoming_alone[] = {"tls", NULL};
+
+static bool is_among(const char *const *names, const char *name)
 {
-    const struct machine_config *machine = &wanted->machine;
-    const struct {
-        bool given;
-        const char *name;
-    } others[] = {
-        {machine->kernel, "kernel"}, {machine->initrd, "initrd"}, {machine->append, "append"},
-        {machine->n_disks > 0, "disk"}, {machine->n_nets > 0, "net"},
+    for (; *names; names++)
+        if (strcmp(*names, name) == 0)
+            return true;
+    return false;
+}
+
+static bool was_given(const struct run_options *wanted, const char *name)
+{
+    for (size_t i = 0; options[i].key.name; i++)
+        if (strcmp(options[i].key.name, name) == 0)
+            return wanted->given >> i & 1;
+    return false;
+}
+
+/* Whether the options that were given go together with --incoming being given, or not. */
+static int check_given(const struct run_options *wanted)
+{
+    for (size_t i = 0; options[i].key.name; i++) {
+        const char *name = options[i].key.name;
+
+        if (!(wanted->given >> i & 1))
+            continue;
+        if (wanted->incoming && !is_among(of_incoming, name)) {
+            log_error("--%s does not go together with --incoming: the guest comes with what it has, and "
+                      "its source says what that is", name);
+            return -EINVAL;
+        }
+        if (!wanted->incoming && is_among(of_incoming_alone, name)) {
+            log_error("--%s is about a guest that comes: --incoming ADDRESS was expected", name);
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
+static enum exit_status take_incoming(const struct run_options *wanted)
+{
+    const struct receive_options receive = {
+        .address = wanted->incoming,
+        .name = wanted->machine.name,
+        .tls = wanted->tls,
+        .switches = wanted->switches,
+        .console = wanted->machine.console,
+        .has_console = was_given(wanted, "console"),
+        .grace_s = wanted->machine.grace_s,
+        .has_grace = was_given(wanted, "grace"),
+        .no_reboot = wanted->machine.no_reboot,
     };
 
-    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
-        if (!others[i].given)
-            continue;
-        log_error("--%s does not go together with --incoming: the source says what its guest has",
-                  others[i].name);
-        return STATUS_USAGE;
-    }
-    return cmd_receive_guest(wanted->incoming, wanted->machine.name, &wanted->switches);
+    return cmd_receive_guest(&receive);
 }
 
 static enum exit_status run(const struct command *command, int argc, char **argv)
@@ -295,6 +338,8 @@ static enum exit_status run(const struct command *command, int argc, char **argv
         break;
     case CMD_PARSED:
         cmd_set_verbosity(wanted.verbose);
+        if (check_given(&wanted) < 0)
+            break;
         if (wanted.incoming)
             status = take_incoming(&wanted);
         else if (machine_config_finish(&wanted.machine) == 0 && cmd_check_memory("--memory", &wanted.machine) == 0)
@@ -303,9 +348,12 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     }
     machine_config_fini(&wanted.machine);
     free(wanted.incoming);
+    free(wanted.tls);
     cmd_free_switches(&wanted.switches);
     return status;
 }
+
+static const size_t given = AT(given);
 
 const struct command cmd_run = {
     .name = "run",
@@ -313,5 +361,6 @@ const struct command cmd_run = {
     .summary = "Boot a guest on this terminal; Ctrl-a x ends it.",
     .options = options,
     .notes = "Exit status: 0 power off, 2 wrong option, 3 no KVM, 4 crash, 128+N signal N.",
+    .given = &given,
     .run = run,
 };

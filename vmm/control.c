@@ -550,9 +550,18 @@ static void try_claim(struct loop_timer *timer)
         log_warn("the control socket keeps the name %s: %s", c->address.sun_path, strerror(-err));
 }
 
+static bool has_name(const struct control *c, const char *name)
+{
+    const char *slash = strrchr(c->address.sun_path, '/');
+    size_t length = strlen(name);
+
+    return slash && strncmp(slash + 1, name, length) == 0 &&
+           strcmp(slash + 1 + length, ".sock") == 0;
+}
+
 void control_claim(struct control *control, const char *name)
 {
-    if (!control)
+    if (!control || has_name(control, name))
         return;
     control->claimed = name;
     control->claim_timer.expired = try_claim;

@@ -5,12 +5,14 @@
  * Composition root. The event loop's thread; no handler blocks longer than parking the vCPUs takes.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "devices/chardev.h"
 #include "vmm/control.h"
+#include "vmm/control_body.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process.h"
 
@@ -162,14 +164,28 @@ static int reboot_vm(void *opaque, const json_t *body, json_t **reply)
     return 0;
 }
 
+struct snapshot_body {
+    const char *url;
+    int live;
+};
+
+static const struct control_key snapshot_keys[] = {
+    {"destination_url", CONTROL_TEXT, offsetof(struct snapshot_body, url), 0, 0},
+    {"live", CONTROL_FLAG, offsetof(struct snapshot_body, live), 0, 0},
+    {0},
+};
+
 /* Takes {"destination_url": "file:///PATH", "live": true}; answers when all is on the disk, or nothing is. */
 static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
 {
     static const char scheme[] = "file://";
     struct machine *m = opaque;
-    const char *url = json_string_value(json_object_get(body, "destination_url"));
+    struct snapshot_body asked = {0};
 
-    if (!url || strncmp(url, scheme, strlen(scheme)) != 0 || url[strlen(scheme)] != '/') {
+    if (control_read_body(body, snapshot_keys, &asked, reply) < 0)
+        return -EINVAL;
+    if (!asked.url || strncmp(asked.url, scheme, strlen(scheme)) != 0 ||
+        asked.url[strlen(scheme)] != '/') {
         *reply = json_string("destination_url: file:///PATH was expected");
         return -EINVAL;
     }
@@ -178,8 +194,8 @@ static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("the guest is being saved or migrated already");
         return -EALREADY;
     }
-    m->save_live = json_is_true(json_object_get(body, "live"));
-    m->save_path = strdup(url + strlen(scheme));
+    m->save_live = asked.live;
+    m->save_path = strdup(asked.url + strlen(scheme));
     if (!m->save_path)
         return -ENOMEM;
     loop_stop(m->loop); /* process_run() goes on with it, outside of any callback */

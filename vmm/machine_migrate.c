@@ -17,10 +17,10 @@
 #include <unistd.h>
 
 #include "devices/virtio/blk.h"
-#include "migration/pages.h"
 #include "migration/source.h"
 #include "vmm/machine_follow.h"
 #include "vmm/machine_internal.h"
+#include "vmm/machine_migrate_request.h"
 #include "vmm/machine_receive.h"
 #include "vmm/process.h"
 #include "vmm/util/log.h"
@@ -28,9 +28,6 @@
 #include "vmm/vm.h"
 
 #define NS_PER_MS 1000000ull
-#define DEFAULT_DOWNTIME_MS 100
-#define DEFAULT_TIMEOUT_MS 60000
-#define DEFAULT_THROTTLE_MAX 99
 #define ERROR_MAX 400
 
 enum stage {
@@ -531,63 +528,26 @@ int machine_resume_by_force(struct machine *m)
 
 /* ---- the control socket ---- */
 
-static uint64_t number_of(const json_t *body, const char *key, uint64_t fallback)
-{
-    const json_t *value = json_object_get(body, key);
-
-    return json_is_integer(value) && json_integer_value(value) >= 0
-               ? (uint64_t)json_integer_value(value)
-               : fallback;
-}
-
-/* How pages go. -EINVAL, with *reply: what is wrong. */
-static int read_transfer(struct source_config *config, const json_t *body, json_t **reply)
-{
-    const char *method = json_string_value(json_object_get(body, "compression"));
-    uint64_t streams = number_of(body, "streams", 1);
-
-    if (streams < 1 || streams > PAGES_MAX_STREAMS) {
-        *reply = json_sprintf("streams: a number from 1 to %u was expected", PAGES_MAX_STREAMS);
-        return -EINVAL;
-    }
-    if (method && compress_find(&config->compress, method) < 0) {
-        *reply = json_string("compression: zstd, lz4 or none was expected");
-        return -EINVAL;
-    }
-    config->streams = (unsigned)streams;
-    return 0;
-}
-
-static int new_migration(struct migration **out, struct machine *m, const char *url,
-                         const json_t *body, json_t **reply)
+static int new_migration(struct migration **out, struct machine *m,
+                         const struct migrate_request *request)
 {
     struct migration *g = calloc(1, sizeof(*g));
-    int err;
 
     if (!g)
         return -ENOMEM;
     pthread_mutex_init(&g->lock, NULL);
     g->m = m;
     g->copied_call.run = copied;
-    g->check = json_is_true(json_object_get(body, "check"));
-    g->config = (struct source_config){
-        .downtime_ns = number_of(body, "downtime_ms", DEFAULT_DOWNTIME_MS) * NS_PER_MS,
-        .timeout_ns = number_of(body, "timeout_ms", DEFAULT_TIMEOUT_MS) * NS_PER_MS,
-        .bandwidth = number_of(body, "bandwidth", 0),
-        .throttle_max = (unsigned)number_of(body, "throttle_max", DEFAULT_THROTTLE_MAX),
-        .give_up = json_is_true(json_object_get(body, "give_up")),
-        .share_memory = !json_is_true(json_object_get(body, "copy")),
-    };
+    g->check = request->check;
+    g->config = request->config;
+    g->address = request->address;
     g->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    g->url = strdup(url);
-    if (json_is_string(json_object_get(body, "tls")))
-        g->tls_folder = strdup(json_string_value(json_object_get(body, "tls")));
-    err = read_transfer(&g->config, body, reply);
-    if (!err && (g->cancel_fd < 0 || !g->url))
-        err = -ENOMEM;
-    if (err) {
+    g->url = strdup(request->url);
+    if (request->tls_folder)
+        g->tls_folder = strdup(request->tls_folder);
+    if (g->cancel_fd < 0 || !g->url || (request->tls_folder && !g->tls_folder)) {
         destroy(g);
-        return err;
+        return -ENOMEM;
     }
     *out = g;
     return 0;
@@ -598,20 +558,16 @@ bool machine_is_moving(const struct machine *m)
     return m->arrival || (m->migration && m->migration->stage != STAGE_OVER);
 }
 
-/* {"destination_url": "tcp:HOST:PORT", "tls:HOST:PORT" or "unix:PATH"}; answers at the end. */
+/* Takes what machine_migrate_request.c lists; answers at the end. */
 static int send_migration(void *opaque, const json_t *body, json_t **reply)
 {
     struct machine *m = opaque;
-    const char *url = json_string_value(json_object_get(body, "destination_url"));
+    struct migrate_request request;
     struct migration *g;
-    struct link_address address;
-    int err;
+    int err = migrate_request_read(&request, body, reply);
 
-    if (!url || link_parse(&address, url) < 0) {
-        *reply = json_sprintf("destination_url: '%s' is not valid: tcp:HOST:PORT, tls:HOST:PORT or "
-                              "unix:PATH was expected", url ? url : "");
-        return -EINVAL;
-    }
+    if (err)
+        return err;
     if (m->save_path || machine_is_moving(m) || control_busy(process_control(m->process), m)) {
         *reply = json_string("the guest is being saved or migrated already");
         return -EALREADY;
@@ -620,10 +576,9 @@ static int send_migration(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("the guest may run elsewhere; see 'ferry migrate --status'");
         return -EALREADY;
     }
-    err = new_migration(&g, m, url, body, reply);
+    err = new_migration(&g, m, &request);
     if (err)
         return err;
-    g->address = address;
     destroy(m->migration);
     m->migration = g;
     loop_stop(m->loop); /* machine_migrate_serve() goes on with it, outside of any callback */

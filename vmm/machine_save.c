@@ -118,57 +118,9 @@ int machine_gather(struct machine *m, struct snapshot *snapshot)
     return err ? err : add_cpus(m, snapshot);
 }
 
-/* The working thread's until the call it queues has run: only then nobody but it holds the struct. */
-struct work {
-    struct machine *m;
-    int (*work)(void *arg);
-    void (*cancel)(void *arg);
-    void *arg;
-    int result;
-    bool cancelled;
-    struct loop_call finished_call;
-    bool finished; /* the loop's thread's */
-};
-
-static void work_finished(struct loop_call *call)
-{
-    ((struct work *)((char *)call - offsetof(struct work, finished_call)))->finished = true;
-}
-
-static void *work_main(void *arg)
-{
-    struct work *w = arg;
-
-    w->result = w->work(w->arg);
-    loop_call(w->m->loop, &w->finished_call);
-    return NULL;
-}
-
-static bool is_finished(void *arg)
-{
-    struct work *w = arg;
-
-    if (w->m->ended && w->cancel && !w->cancelled) {
-        w->cancelled = true;
-        w->cancel(w->arg);
-    }
-    return w->finished;
-}
-
 int machine_work(struct machine *m, int (*work)(void *arg), void (*cancel)(void *arg), void *arg)
 {
-    struct work w = {.m = m, .work = work, .cancel = cancel, .arg = arg,
-                     .finished_call.run = work_finished};
-    pthread_t thread;
-    int err = pthread_create(&thread, NULL, work_main, &w);
-
-    if (err) {
-        log_error("no thread for what takes long: %s", strerror(err));
-        return -err;
-    }
-    err = machine_wait(m, is_finished, &w);
-    pthread_join(thread, NULL);
-    return err ? err : w.result;
+    return process_work(m->process, &m->ended, work, cancel, arg);
 }
 
 /* ---- into a file ---- */

@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -136,6 +137,7 @@ void process_destroy(struct process *p)
     /* Guests first: they answer who waits for them. */
     while (p->n_guests > 0)
         machine_destroy(p->guests[p->n_guests - 1]);
+    process_answer_order(p, -ECANCELED, json_string("the process ends"));
     control_answer(p->control, p, 0, NULL); /* whoever waits for all guests to end */
     control_destroy(p->control);
     p->control = NULL;
@@ -148,6 +150,7 @@ void process_destroy(struct process *p)
     if (p->loop)
         forget_signals(p);
     loop_destroy(p->loop);
+    json_decref(p->order.body);
     free(p);
 }
 
@@ -306,4 +309,100 @@ int process_wait(struct process *p, bool (*ready)(void *arg), void *arg, uint64_
     struct waiting w = {.p = p, .ready = ready, .arg = arg};
 
     return loop_run_until(p->loop, ready_or_serve, &w, deadline_ns);
+}
+
+/* ---- what takes long ---- */
+
+/* The working thread's until the call it queues has run: only then nobody but it holds the struct. */
+struct work {
+    struct loop *loop;
+    const bool *ended;
+    int (*work)(void *arg);
+    void (*cancel)(void *arg);
+    void *arg;
+    int result;
+    bool cancelled;
+    struct loop_call finished_call;
+    bool finished; /* the loop's thread's */
+};
+
+static void work_finished(struct loop_call *call)
+{
+    ((struct work *)((char *)call - offsetof(struct work, finished_call)))->finished = true;
+}
+
+static void *work_main(void *arg)
+{
+    struct work *w = arg;
+
+    w->result = w->work(w->arg);
+    loop_call(w->loop, &w->finished_call);
+    return NULL;
+}
+
+static bool is_finished(void *arg)
+{
+    struct work *w = arg;
+
+    if (*w->ended && w->cancel && !w->cancelled) {
+        w->cancelled = true;
+        w->cancel(w->arg);
+    }
+    return w->finished;
+}
+
+int process_work(struct process *p, const bool *ended, int (*work)(void *arg),
+                 void (*cancel)(void *arg), void *arg)
+{
+    struct work w = {.loop = p->loop, .ended = ended, .work = work, .cancel = cancel, .arg = arg,
+                     .finished_call.run = work_finished};
+    pthread_t thread;
+    int err = pthread_create(&thread, NULL, work_main, &w);
+
+    if (err) {
+        log_error("no thread for what takes long: %s", strerror(err));
+        return -err;
+    }
+    err = process_wait(p, is_finished, &w, 0);
+    pthread_join(thread, NULL);
+    return err ? err : w.result;
+}
+
+/* ---- a guest that is asked for ---- */
+
+static bool has_order(void *arg)
+{
+    const struct process *p = arg;
+
+    return p->order.body || p->asked_to_end;
+}
+
+int process_await_order(struct process *p, json_t **body, int *signal_number)
+{
+    int err;
+
+    p->order.loop = p->loop;
+    p->order.taken = true;
+    err = process_wait(p, has_order, p, 0);
+    p->order.taken = false;
+    *body = p->order.body;
+    p->order.body = NULL;
+    *signal_number = p->signal_number;
+    if (!err && p->asked_to_end)
+        err = -ECANCELED;
+    if (!err)
+        return 0;
+    json_decref(*body);
+    *body = NULL;
+    return err;
+}
+
+void process_answer_order(struct process *p, int error, json_t *reply)
+{
+    control_answer(p->control, &p->order, error, reply);
+}
+
+const bool *process_ending(const struct process *p)
+{
+    return &p->asked_to_end;
 }

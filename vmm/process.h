@@ -7,6 +7,7 @@
 #ifndef FERRY_PROCESS_H
 #define FERRY_PROCESS_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -62,6 +63,24 @@ int process_run(struct process *process, void (*ended)(void *arg, struct machine
  */
 int process_wait(struct process *process, bool (*ready)(void *arg), void *arg,
                  uint64_t deadline_ns);
+
+/*
+ * Does work that blocks on a thread of its own, and serves the loop meanwhile. When *ended becomes true
+ * during it, `cancel` (may be NULL) is called once, and is to let it end soon. The work's result, or a
+ * negative errno, logged. Not from a callback.
+ */
+int process_work(struct process *process, const bool *ended, int (*work)(void *arg),
+                 void (*cancel)(void *arg), void *arg);
+
+/*
+ * Waits until the control socket is asked for vm.receive-migration: *body, owned by the caller, is what
+ * was said. Then it is answered once, as by control_answer(). -ECANCELED: the process is to end; the
+ * signal that said so, or 0, is in *signal_number.
+ */
+int process_await_order(struct process *process, json_t **body, int *signal_number);
+void process_answer_order(struct process *process, int error, json_t *reply);
+/* Whether a signal or the control socket has asked for the end; borrowed, for process_work(). */
+const bool *process_ending(const struct process *process);
 
 /* As a first and a second signal: every guest is asked to power off, then ended. number: what
  * asked, or 0. */

@@ -12,6 +12,7 @@
 #include "vmm/control.h"
 #include "vmm/machine_internal.h"
 #include "vmm/process.h"
+#include "vmm/process_internal.h"
 #include "vmm/process_net_control.h"
 
 static int ping(void *opaque, const json_t *body, json_t **reply)
@@ -75,8 +76,42 @@ static int shut_down(void *opaque, const json_t *body, json_t **reply)
     (void)reply;
     for (unsigned i = 0; i < process_guests(process); i++)
         machine_quit(process_guest(process, i));
+    if (process_guests(process) == 0)
+        process_ask_to_end(process, 0);
     return control_busy(process_control(process), process) ? 0 : -EINPROGRESS;
 }
+
+/* Takes {"receiver_url": "tcp:HOST:PORT", ...}: see cmd_receive_order.c. Answers when the guest runs here. */
+static int receive_migration(void *opaque, const json_t *body, json_t **reply)
+{
+    struct process_order *order = opaque;
+
+    if (!order->taken || order->body) {
+        *reply = json_string("this process does not wait to be told where a guest comes: 'ferry receive' "
+                             "without an address does");
+        return -EALREADY;
+    }
+    order->body = body ? json_deep_copy(body) : json_object();
+    if (!order->body)
+        return -ENOMEM;
+    loop_stop(order->loop); /* whoever waits goes on, outside of any callback */
+    return -EINPROGRESS;
+}
+
+static int pick_order(void *opaque, const json_t *body, void **object, json_t **reply)
+{
+    struct process *process = opaque;
+
+    (void)body;
+    (void)reply;
+    *object = &process->order;
+    return 0;
+}
+
+static const struct control_route order_routes[] = {
+    {"PUT", "/api/v1/vm.receive-migration", receive_migration},
+    {0},
+};
 
 static const struct control_route process_routes[] = {
     {"GET", "/api/v1/vmm.ping", ping},
@@ -113,6 +148,7 @@ static int pick_guest(void *opaque, const json_t *body, void **object, json_t **
 
 const struct control_table process_tables[] = {
     {process_routes, NULL},
+    {order_routes, pick_order},
     {machine_routes, pick_guest},
     {machine_migrate_routes, pick_guest},
     {process_net_list_routes, NULL},

@@ -2,11 +2,20 @@
 #ifndef FERRY_PROCESS_INTERNAL_H
 #define FERRY_PROCESS_INTERNAL_H
 
+#include <jansson.h>
+
 #include "vmm/control.h"
 #include "vmm/process.h"
 #include "vmm/util/loop.h"
 
 struct process_switch;
+
+/* What vm.receive-migration asks of a process that waits for a guest. */
+struct process_order {
+    bool taken;   /* the process can be asked */
+    json_t *body; /* owns: asked for, and not taken yet */
+    struct loop *loop; /* borrowed */
+};
 
 struct process {
     const char *name; /* borrowed */
@@ -24,6 +33,7 @@ struct process {
         const char *how;
     } past[PROCESS_MAX_GUESTS]; /* those that have ended */
     unsigned n_past;
+    struct process_order order;
 };
 
 #endif
