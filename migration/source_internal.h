@@ -15,13 +15,15 @@
 
 #define SOURCE_NS_PER_S 1000000000ull
 #define SOURCE_WORD_BITS 64u
+#define SOURCE_CHUNK 1024u /* pages that are cleared at once in the log */
 
 /* One region's pages, a bit each. */
 struct region_bits {
     uint64_t *todo;  /* owns: to be sent */
     uint64_t *fresh; /* owns: for what the log says */
     uint64_t *there; /* owns: the destination's page is not zero */
-    uint64_t pages, words;
+    uint16_t *left;  /* owns: bits of todo, by chunks; in all memory they are looked for by these */
+    uint64_t pages, words, chunks;
 };
 
 /* The section that is being filled. */

@@ -6,8 +6,8 @@
  * logged: no write is ever missed. Pages that the memfd has no room for are not even read. Does not
  * decide when memory was gone through often enough (source_rounds.c).
  *
- * Threads: one for each lane, with chunks of its own; so no word of the bits is two threads'. `lock`
- * guards `status` and the budget; a leaf.
+ * Threads: one for each lane, with chunks of its own; so no word of the bits, and no chunk's count of
+ * them, is two threads'. `lock` guards `status` and the budget; a leaf.
  * Text: the kernel's Documentation/virt/kvm/api.rst §4.117 KVM_CLEAR_DIRTY_LOG.
  */
 #include <endian.h>
@@ -20,7 +20,11 @@
 #include "migration/source_internal.h"
 #include "vmm/util/loop.h"
 
-#define CHUNK 1024u /* pages that are cleared at once in the log */
+#define CHUNK SOURCE_CHUNK
+#define CHUNK_WORDS (CHUNK / SOURCE_WORD_BITS)
+/* Of a chunk with fewer pages to send it is asked for each alone whether it is there: SEEK_HOLE passes
+ * every page up to the next hole, 50 ns each, and the guest stands still for the last of this. */
+#define MANY_PAGES 64u
 
 /* ---- the bits ---- */
 
@@ -31,7 +35,17 @@ static int make_bits(struct region_bits *bits, const struct memory_region *regio
     bits->todo = calloc(bits->words, sizeof(uint64_t));
     bits->fresh = calloc(bits->words, sizeof(uint64_t));
     bits->there = calloc(bits->words, sizeof(uint64_t));
-    return bits->todo && bits->fresh && bits->there ? 0 : -ENOMEM;
+    bits->chunks = (bits->pages + CHUNK - 1) / CHUNK;
+    bits->left = calloc(bits->chunks, sizeof(uint16_t));
+    return bits->todo && bits->fresh && bits->there && bits->left ? 0 : -ENOMEM;
+}
+
+/* Pages of a chunk; the last may have fewer. */
+static uint64_t chunk_pages(const struct region_bits *bits, uint64_t chunk)
+{
+    uint64_t rest = bits->pages - chunk * CHUNK;
+
+    return rest < CHUNK ? rest : CHUNK;
 }
 
 int source_mark_all(struct source *s)
@@ -49,6 +63,8 @@ int source_mark_all(struct source *s)
         memset(bits->todo, 0xFF, bits->words * sizeof(uint64_t));
         if (bits->pages % SOURCE_WORD_BITS)
             bits->todo[bits->words - 1] = (1ull << bits->pages % SOURCE_WORD_BITS) - 1;
+        for (uint64_t c = 0; c < bits->chunks; c++)
+            bits->left[c] = (uint16_t)chunk_pages(bits, c);
     }
     return err;
 }
@@ -59,7 +75,34 @@ void source_free_bits(struct source *s)
         free(s->regions[i].todo);
         free(s->regions[i].fresh);
         free(s->regions[i].there);
+        free(s->regions[i].left);
     }
+}
+
+static bool any_bit(const uint64_t *words, uint64_t n)
+{
+    uint64_t any = 0;
+
+    for (uint64_t i = 0; i < n; i++)
+        any |= words[i];
+    return any != 0;
+}
+
+/* Adds what was gathered before, and not sent yet, to a chunk of `gathered`; how many bits it has. The
+ * guest stands still for the last of this: a chunk of which nothing was written costs a look. */
+static unsigned merge_chunk(const struct region_bits *bits, uint64_t *gathered, uint64_t chunk)
+{
+    uint64_t first = chunk * CHUNK_WORDS, rest = bits->words - first;
+    uint64_t n = rest < CHUNK_WORDS ? rest : CHUNK_WORDS;
+    unsigned pages = 0;
+
+    if (bits->left[chunk] == 0 && !any_bit(gathered + first, n))
+        return 0;
+    for (uint64_t w = first; w < first + n; w++) {
+        gathered[w] |= bits->todo[w];
+        pages += (unsigned)__builtin_popcountll(gathered[w]);
+    }
+    return pages;
 }
 
 int64_t source_collect(struct source *s)
@@ -76,9 +119,9 @@ int64_t source_collect(struct source *s)
         memory_dirty_harvest(s->mem, r, gathered);
         if (bits->pages % SOURCE_WORD_BITS)
             gathered[bits->words - 1] &= (1ull << bits->pages % SOURCE_WORD_BITS) - 1;
-        for (uint64_t w = 0; w < bits->words; w++) {
-            gathered[w] |= bits->todo[w]; /* what was gathered before, and not sent yet */
-            pages += (uint64_t)__builtin_popcountll(gathered[w]);
+        for (uint64_t c = 0; c < bits->chunks; c++) {
+            bits->left[c] = (uint16_t)merge_chunk(bits, gathered, c);
+            pages += bits->left[c];
         }
         bits->fresh = bits->todo;
         bits->todo = gathered;
@@ -266,7 +309,9 @@ static bool in_hole(struct lane *lane, unsigned region, uint64_t page, uint64_t 
         *until = last;
     if (*until > page)
         return true;
-    hole = lseek(memory_fd(mem), data, SEEK_HOLE);
+    hole = -1;
+    if (lane->source->regions[region].left[page / CHUNK] >= MANY_PAGES)
+        hole = lseek(memory_fd(mem), data, SEEK_HOLE);
     lane->data_until[region] = hole < 0 ? page + 1 : (uint64_t)(hole - base) / PAGES_SIZE;
     return false;
 }
@@ -295,30 +340,23 @@ static int send_chunk(struct lane *lane, unsigned region, uint64_t first, uint64
     return err;
 }
 
-static bool any_bit(const uint64_t *words, uint64_t n)
-{
-    for (uint64_t i = 0; i < n; i++)
-        if (words[i])
-            return true;
-    return false;
-}
-
-static int do_chunk(struct lane *lane, unsigned region, uint64_t first)
+static int do_chunk(struct lane *lane, unsigned region, uint64_t chunk)
 {
     struct source *s = lane->source;
     struct region_bits *bits = &s->regions[region];
-    uint64_t n = bits->pages - first < CHUNK ? bits->pages - first : CHUNK;
+    uint64_t first = chunk * CHUNK, n = chunk_pages(bits, chunk);
     uint64_t *words = bits->todo + first / SOURCE_WORD_BITS;
     uint64_t n_words = (n + SOURCE_WORD_BITS - 1) / SOURCE_WORD_BITS;
     int err = 0;
 
-    if (!any_bit(words, n_words))
+    if (bits->left[chunk] == 0)
         return 0;
     if (!s->stopped)
         err = s->ops->log_clear(s->opaque, region, first, n, words);
     if (!err)
         err = send_chunk(lane, region, first, first + n);
     memset(words, 0, n_words * sizeof(*words));
+    bits->left[chunk] = 0;
     return err;
 }
 
@@ -334,9 +372,9 @@ static int send_share(struct lane *lane)
 
     for (unsigned r = 0; !err && r < s->n_regions; r++) {
         lane->data_until[r] = 0;
-        for (uint64_t first = 0; !err && first < s->regions[r].pages; first += CHUNK)
+        for (uint64_t c = 0; !err && c < s->regions[r].chunks; c++)
             if (number++ % s->n_lanes == lane->index)
-                err = do_chunk(lane, r, first);
+                err = do_chunk(lane, r, c);
     }
     if (!err)
         err = send_batch(lane);
