@@ -3,7 +3,9 @@
  *
  * Not for descriptors that block: a request on one would wait, and the caller with it. The ring is
  * apart from the event loop's because its requests must be over when the call is: their buffers are
- * a guest's, lent for that long. One thread at a time; no locks.
+ * a guest's, lent for that long. Descriptors that know no RWF_NOWAIT, as taps of Linux before 6.4, are
+ * read and written without the ring: there it waits for them even in non-blocking mode. One thread at
+ * a time; no locks.
  *
  * Texts: io_uring_enter(2); io_uring_prep_readv(3); preadv2(2), RWF_NOWAIT.
  */
@@ -77,6 +79,23 @@ static int run_one(const struct operation *operation)
     return result < 0 ? -errno : (int)result;
 }
 
+/* What the ring has not done, a system call each; a descriptor that had nothing to read is not asked
+ * again. */
+static void run_plain(const struct io_batch *batch, int *results)
+{
+    int empty = -1;
+
+    for (unsigned i = 0; i < batch->count; i++) {
+        const struct operation *operation = &batch->operations[i];
+
+        if (results[i] != -EOPNOTSUPP)
+            continue;
+        results[i] = !operation->write && operation->fd == empty ? -EAGAIN : run_one(operation);
+        if (!operation->write && results[i] == -EAGAIN)
+            empty = operation->fd;
+    }
+}
+
 static void submit(struct io_batch *batch)
 {
     for (unsigned i = 0; i < batch->count; i++) {
@@ -88,8 +107,7 @@ static void submit(struct io_batch *batch)
         else
             io_uring_prep_readv(sqe, operation->fd, operation->iov, operation->n, UINT64_MAX);
         /* Else the ring itself would wait for a descriptor that can say when it is ready. */
-        if (!batch->plain)
-            sqe->rw_flags = RWF_NOWAIT;
+        sqe->rw_flags = RWF_NOWAIT;
         io_uring_sqe_set_data64(sqe, i);
     }
 }
@@ -108,16 +126,11 @@ static unsigned collect(struct io_batch *batch, int *results)
     return taken;
 }
 
-void io_batch_run(struct io_batch *batch, int *results)
+/* A descriptor that knows no RWF_NOWAIT has -EOPNOTSUPP for a result. */
+static void run_in_ring(struct io_batch *batch, int *results)
 {
     unsigned left = batch->count;
-    bool unsupported = false;
 
-    if (left == 1) {
-        results[0] = run_one(&batch->operations[0]);
-        batch->count = 0;
-        return;
-    }
     submit(batch);
     while (left > 0) {
         int result = io_uring_submit_and_wait(&batch->ring, left);
@@ -129,13 +142,16 @@ void io_batch_run(struct io_batch *batch, int *results)
     for (unsigned i = 0; i < batch->count; i++) {
         if (left > 0)
             results[i] = -EIO;
-        else if (results[i] == -EOPNOTSUPP && !batch->plain)
-            results[i] = run_one(&batch->operations[i]);
-        else
-            continue;
-        unsupported = true;
+        batch->plain |= left > 0 || results[i] == -EOPNOTSUPP;
     }
-    /* Those never wait in a ring when they are in non-blocking mode. */
-    batch->plain |= unsupported;
+}
+
+void io_batch_run(struct io_batch *batch, int *results)
+{
+    for (unsigned i = 0; i < batch->count; i++)
+        results[i] = -EOPNOTSUPP;
+    if (batch->count > 1 && !batch->plain)
+        run_in_ring(batch, results);
+    run_plain(batch, results);
     batch->count = 0;
 }
