@@ -16,6 +16,7 @@
 #include "cpu.h"
 #include "io.h"
 #include "memory.h"
+#include "packet.h"
 #include "pci.h"
 #include "print.h"
 #include "timing.h"
@@ -29,11 +30,6 @@
 #define WORDS      (PAGE_SIZE / 8)
 #define FACTOR     0x9E3779B97F4A7C15ull
 
-#define F_STATUS   (1ull << 16)
-
-#define ETHER_IPV4 0x0800
-#define ETHER_ARP  0x0806
-#define IP_UDP     17
 #define MARK       0x434F554Eu
 
 /* Where the fields are in a frame, in bytes. */

@@ -18,6 +18,7 @@
 #include "cpu.h"
 #include "io.h"
 #include "memory.h"
+#include "packet.h"
 #include "pci.h"
 #include "print.h"
 #include "timing.h"
@@ -32,17 +33,6 @@
 #define FRAME_MAX    1514
 #define RX_VECTOR    0x72
 
-#define F_GUEST_CSUM (1ull << 1)
-#define F_MAC        (1ull << 5)
-#define F_GUEST_TSO4 (1ull << 7)
-#define F_MRG_RXBUF  (1ull << 15)
-#define F_STATUS     (1ull << 16)
-
-#define ETHER_IPV4   0x0800
-#define ETHER_ARP    0x0806
-#define IP_ICMP      1
-#define IP_TCP       6
-#define IP_UDP       17
 #define DHCP_SERVER  67
 #define DHCP_CLIENT  68
 #define DHCP_COOKIE  0x63825363
@@ -60,65 +50,6 @@
 #define OPTION_WANTED  55
 #define OPTION_END     255
 #define LOCAL_PORT     40000
-
-struct net_header {
-    uint8_t flags;
-    uint8_t gso_type;
-    uint16_t header_length;
-    uint16_t gso_size;
-    uint16_t checksum_start;
-    uint16_t checksum_offset;
-    uint16_t buffers;
-};
-_Static_assert(sizeof(struct net_header) == 12, "virtio 1.2, 5.1.6");
-
-struct ether {
-    uint8_t to[6];
-    uint8_t from[6];
-    uint16_t type;
-} __attribute__((packed));
-
-struct arp {
-    uint16_t hardware, protocol;
-    uint8_t hardware_length, protocol_length;
-    uint16_t operation;
-    uint8_t sender_mac[6];
-    uint32_t sender_ip;
-    uint8_t target_mac[6];
-    uint32_t target_ip;
-} __attribute__((packed));
-_Static_assert(sizeof(struct arp) == 28, "RFC 826");
-
-struct ip {
-    uint8_t version_length, service;
-    uint16_t length, id, fragment;
-    uint8_t ttl, protocol;
-    uint16_t checksum;
-    uint32_t from, to;
-} __attribute__((packed));
-_Static_assert(sizeof(struct ip) == 20, "RFC 791");
-
-struct icmp {
-    uint8_t type, code;
-    uint16_t checksum, id, sequence;
-} __attribute__((packed));
-
-struct udp {
-    uint16_t from, to, length, checksum;
-} __attribute__((packed));
-
-struct tcp {
-    uint16_t from, to;
-    uint32_t sequence, acknowledged;
-    uint8_t offset, flags;
-    uint16_t window, checksum, urgent;
-} __attribute__((packed));
-_Static_assert(sizeof(struct tcp) == 20, "RFC 9293, 3.1");
-
-#define TCP_FIN 1
-#define TCP_SYN 2
-#define TCP_RST 4
-#define TCP_ACK 16
 
 struct dhcp {
     uint8_t operation, hardware, hardware_length, hops;
@@ -149,16 +80,6 @@ static uint32_t rx_size;
 static uint8_t *tx_frame;
 static uint8_t frame[0x10000 + 64]; /* the last one received */
 static const uint8_t broadcast[6] = { 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF };
-
-static uint16_t swap16(uint16_t value)
-{
-    return __builtin_bswap16(value);
-}
-
-static uint32_t swap32(uint32_t value)
-{
-    return __builtin_bswap32(value);
-}
 
 static uint32_t sum_bytes(const void *data, uint32_t length, uint32_t sum)
 {

@@ -14,6 +14,7 @@
 #include "cpu.h"
 #include "io.h"
 #include "memory.h"
+#include "packet.h"
 #include "pci.h"
 #include "print.h"
 #include "timing.h"
@@ -26,42 +27,11 @@
 #define FRAME_MAX  65536
 #define PAIRS      2
 
-#define BIT(n)     (1ull << (n))
-#define F_CSUM        BIT(0)
-#define F_GUEST_CSUM  BIT(1)
-#define F_GUEST_OFFLOADS BIT(2)
-#define F_GUEST_TSO4  BIT(7)
-#define F_GUEST_TSO6  BIT(8)
-#define F_GUEST_ECN   BIT(9)
-#define F_HOST_TSO4   BIT(11)
-#define F_HOST_TSO6   BIT(12)
-#define F_HOST_ECN    BIT(13)
-#define F_MRG_RXBUF   BIT(15)
-#define F_STATUS      BIT(16)
-#define F_CTRL_VQ     BIT(17)
-#define F_CTRL_RX     BIT(18)
-#define F_ANNOUNCE    BIT(21)
-#define F_MQ          BIT(22)
-#define F_GUEST_USO4  BIT(54)
-#define F_GUEST_USO6  BIT(55)
-#define F_HOST_USO    BIT(56)
-#define F_RSS         BIT(60)
 #define HOST_ALL  (F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_USO)
 #define GUEST_ALL (F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_USO4 | F_GUEST_USO6)
 
-#define NEEDS_CSUM 1
-#define GSO_TCP4   1
-#define GSO_TCP6   4
-#define GSO_UDP    5
-
 #define CTRL_MQ       4
 #define CTRL_OFFLOADS 5
-
-struct net_header {
-    uint8_t flags, gso_type;
-    uint16_t header_length, gso_size, checksum_start, checksum_offset, buffers;
-};
-_Static_assert(sizeof(struct net_header) == 12, "virtio 1.2, 5.1.6");
 
 /* One kind of frame: what is under the payload. */
 struct kind {
@@ -198,7 +168,7 @@ static uint32_t build(const struct kind *kind, uint32_t payload, uint16_t gso_si
     uint32_t l4 = l4_of(kind), end = headers_of(kind);
 
     memset(sent, 0, sizeof(*header) + end);
-    header->flags = NEEDS_CSUM;
+    header->flags = HEADER_NEEDS_CSUM;
     header->gso_type = gso_size != 0 ? kind->gso_type : 0;
     header->gso_size = gso_size;
     header->checksum_start = (uint16_t)l4;
@@ -298,7 +268,7 @@ static bool checksum_is_right(const struct kind *kind, uint32_t length, bool lef
     if (!kind->v6 && sum(0, frame + 14, 20) != 0xFFFF)
         return false;
     if (left_to_do)
-        return (got_header()->flags & NEEDS_CSUM) != 0 &&
+        return (got_header()->flags & HEADER_NEEDS_CSUM) != 0 &&
                got_header()->checksum_start == l4 &&
                get16(frame + l4 + got_header()->checksum_offset) == start;
     return got_header()->flags == 0 && sum(start, frame + l4, length - l4) == 0xFFFF;

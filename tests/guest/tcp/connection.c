@@ -16,11 +16,6 @@
 #include "memory.h"
 #include "timing.h"
 
-#define FIN 1
-#define SYN 2
-#define RST 4
-#define PSH 8
-#define ACK 16
 #define OPTION_END   0
 #define OPTION_NOP   1
 #define OPTION_MSS   2
@@ -111,7 +106,7 @@ static void put_checksum(struct net_header *offload, struct ip *ip, struct tcp *
  * so (RFC 7323, 2.2). */
 static uint16_t window_field(const struct connection *c, uint8_t flags)
 {
-    uint32_t window = flags & SYN || !c->scaled ? own_window : own_window >> OWN_SHIFT;
+    uint32_t window = flags & TCP_SYN || !c->scaled ? own_window : own_window >> OWN_SHIFT;
 
     return swap16((uint16_t)(window > 65535 ? 65535 : window));
 }
@@ -127,14 +122,14 @@ static void send_segment(struct connection *c, uint8_t flags, uint64_t position,
         uint8_t options[8];
     } __attribute__((packed)) segment;
     struct net_header offload = { 0 };
-    uint32_t head = sizeof(segment.tcp) + (flags & SYN ? put_options(segment.options) : 0);
+    uint32_t head = sizeof(segment.tcp) + (flags & TCP_SYN ? put_options(segment.options) : 0);
 
     ip_put(&segment.ether, c->mac, c->address, head + length);
     segment.tcp = (struct tcp){ .offset = (uint8_t)(head / 4 << 4), .flags = flags };
     segment.tcp.from = swap16(c->local);
     segment.tcp.to = swap16(c->remote);
     segment.tcp.sequence = swap32(c->first_sent + (uint32_t)position);
-    if (flags & ACK)
+    if (flags & TCP_ACK)
         segment.tcp.acknowledged = swap32(c->first_received + (uint32_t)c->received);
     segment.tcp.window = window_field(c, flags);
     put_checksum(&offload, &segment.ip, &segment.tcp, head, bytes, length, c->mss);
@@ -153,7 +148,7 @@ static uint64_t send_from(struct connection *c, uint64_t position, uint64_t most
 {
     uint64_t together = 0, length = c->queued > position ? c->queued - position : 0;
     const uint8_t *bytes = NULL;
-    uint8_t flags = ACK;
+    uint8_t flags = TCP_ACK;
 
     if (length > 0)
         bytes = bytes_at(c, position, &together);
@@ -162,12 +157,12 @@ static uint64_t send_from(struct connection *c, uint64_t position, uint64_t most
     if (length > most)
         length = most;
     if (position + length == c->queued) {
-        flags |= PSH;
+        flags |= TCP_PSH;
         if (c->ending)
-            flags |= FIN;
+            flags |= TCP_FIN;
     }
     send_segment(c, flags, position, bytes, (uint32_t)length);
-    position += length + (flags & FIN ? 1 : 0);
+    position += length + (flags & TCP_FIN ? 1 : 0);
     if (position > c->highest)
         c->highest = position;
     if (c->timer_ns == 0)
@@ -227,7 +222,7 @@ static void time_out(struct connection *c)
     c->timeout_ns = c->timeout_ns * 2 < LAST_TIMEOUT ? c->timeout_ns * 2 : LAST_TIMEOUT;
     arm(c);
     if (c->state == ASKED) {
-        send_segment(c, SYN, 0, NULL, 0);
+        send_segment(c, TCP_SYN, 0, NULL, 0);
         return;
     }
     lost(c, 2ull * c->mss);
@@ -396,7 +391,7 @@ static void take_options(struct connection *c, const uint8_t *at, const uint8_t 
 
 static void take_answer(struct connection *c, const struct tcp *tcp)
 {
-    if ((tcp->flags & (SYN | ACK)) != (SYN | ACK) ||
+    if ((tcp->flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK) ||
         swap32(tcp->acknowledged) != c->first_sent + 1)
         return;
     take_options(c, (const uint8_t *)(tcp + 1), (const uint8_t *)tcp + (tcp->offset >> 4) * 4);
@@ -410,7 +405,7 @@ static void take_answer(struct connection *c, const struct tcp *tcp)
     c->timeout_ns = FIRST_TIMEOUT;
     c->state = OPEN;
     /* By itself, as usual: passt ignores data that come with it. */
-    send_segment(c, ACK, c->next, NULL, 0);
+    send_segment(c, TCP_ACK, c->next, NULL, 0);
     progress(c);
 }
 
@@ -421,15 +416,15 @@ static void take_segment(struct connection *c, const struct nic_frame *frame, co
     int32_t ahead = (int32_t)(swap32(tcp->sequence) - c->first_received - (uint32_t)c->received);
     uint64_t at = c->received + (uint64_t)(int64_t)ahead;
 
-    if (tcp->flags & SYN) { /* its answer again: ours was lost */
+    if (tcp->flags & TCP_SYN) { /* its answer again: ours was lost */
         c->owes = true;
         return;
     }
-    if (tcp->flags & ACK)
-        take_acknowledgement(c, tcp, length == 0 && (tcp->flags & FIN) == 0);
+    if (tcp->flags & TCP_ACK)
+        take_acknowledgement(c, tcp, length == 0 && (tcp->flags & TCP_FIN) == 0);
     if (length > 0)
         take_data(c, frame, sizeof(struct ether) + sizeof(struct ip) + head, length, at);
-    if (tcp->flags & FIN) {
+    if (tcp->flags & TCP_FIN) {
         c->fin_at = at + length;
         c->owes = true;
     }
@@ -454,7 +449,7 @@ void connection_input(const struct nic_frame *frame)
     uint32_t head = (tcp->offset >> 4) * 4u;
     if (head < sizeof(*tcp) || head > length || head > room)
         return;
-    if (tcp->flags & RST) {
+    if (tcp->flags & TCP_RST) {
         c->refused = c->state == ASKED;
         c->reset = true;
         c->state = CLOSED;
@@ -482,7 +477,7 @@ void connection_open(struct connection *c, uint32_t address, const uint8_t *mac,
     c->timeout_ns = FIRST_TIMEOUT;
     c->highest = c->next = 1;
     current = c;
-    send_segment(c, SYN, 0, NULL, 0);
+    send_segment(c, TCP_SYN, 0, NULL, 0);
     arm(c);
 }
 
@@ -499,7 +494,7 @@ void connection_end(struct connection *c)
 void connection_abort(struct connection *c)
 {
     if (c->state == OPEN)
-        send_segment(c, RST | ACK, c->next, NULL, 0);
+        send_segment(c, TCP_RST | TCP_ACK, c->next, NULL, 0);
     c->state = CLOSED;
     nic_flush();
 }
@@ -528,7 +523,7 @@ bool connection_poll(struct connection *c)
         time_out(c);
         send_more(c);
         if (c->owes && c->state == OPEN)
-            send_segment(c, ACK, c->next, NULL, 0);
+            send_segment(c, TCP_ACK, c->next, NULL, 0);
     }
     nic_flush();
     return c->state != CLOSED;

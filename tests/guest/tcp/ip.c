@@ -19,22 +19,6 @@
 #define TTL     64
 #define PING_MAX 1500u
 
-struct arp {
-    uint16_t hardware, protocol;
-    uint8_t hardware_length, protocol_length;
-    uint16_t operation;
-    uint8_t sender_mac[6];
-    uint32_t sender_ip;
-    uint8_t target_mac[6];
-    uint32_t target_ip;
-} __attribute__((packed));
-_Static_assert(sizeof(struct arp) == 28, "RFC 826");
-
-struct icmp {
-    uint8_t type, code;
-    uint16_t checksum, id, sequence;
-} __attribute__((packed));
-
 static uint32_t own, router;
 static uint32_t asked_for; /* by ARP, and answered by */
 static uint8_t answered_by[6];

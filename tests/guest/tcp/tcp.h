@@ -1,7 +1,6 @@
 /*
  * The parts of the payload tcp: a virtio-net card with offloads (nic.c), ARP, IPv4 and pings
- * (ip.c), connections (connection.c). What is on the wire is in network order, all else is not;
- * addresses of IPv4 stay as they are on the wire.
+ * (ip.c), connections (connection.c). Addresses of IPv4 stay as they are on the wire.
  */
 #ifndef GUEST_TCP_H
 #define GUEST_TCP_H
@@ -9,68 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Bits of virtio-net, 5.1.3. */
-#define F_CSUM       (1ull << 0)
-#define F_GUEST_CSUM (1ull << 1)
-#define F_MTU        (1ull << 3)
-#define F_MAC        (1ull << 5)
-#define F_GUEST_TSO4 (1ull << 7)
-#define F_HOST_TSO4  (1ull << 11)
-#define F_MRG_RXBUF  (1ull << 15)
-#define F_STATUS     (1ull << 16)
-
-struct net_header {
-    uint8_t flags;
-    uint8_t gso_type;
-    uint16_t header_length;
-    uint16_t gso_size;
-    uint16_t checksum_start;
-    uint16_t checksum_offset;
-    uint16_t buffers;
-};
-_Static_assert(sizeof(struct net_header) == 12, "virtio 1.2, 5.1.6");
-
-#define HEADER_NEEDS_CSUM 1
-#define HEADER_DATA_VALID 2
-#define GSO_TCP4 1
-
-struct ether {
-    uint8_t to[6];
-    uint8_t from[6];
-    uint16_t type;
-} __attribute__((packed));
-
-struct ip {
-    uint8_t version_length, service;
-    uint16_t length, id, fragment;
-    uint8_t ttl, protocol;
-    uint16_t checksum;
-    uint32_t from, to;
-} __attribute__((packed));
-_Static_assert(sizeof(struct ip) == 20, "RFC 791");
-
-struct tcp {
-    uint16_t from, to;
-    uint32_t sequence, acknowledged;
-    uint8_t offset, flags;
-    uint16_t window, checksum, urgent;
-} __attribute__((packed));
-_Static_assert(sizeof(struct tcp) == 20, "RFC 9293, 3.1");
-
-#define ETHER_IPV4 0x0800
-#define ETHER_ARP  0x0806
-#define IP_ICMP    1
-#define IP_TCP     6
-
-static inline uint16_t swap16(uint16_t value)
-{
-    return __builtin_bswap16(value);
-}
-
-static inline uint32_t swap32(uint32_t value)
-{
-    return __builtin_bswap32(value);
-}
+#include "packet.h"
 
 /* ---- nic.c ---- */
 
