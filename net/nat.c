@@ -38,6 +38,7 @@
 
 #include "net/coalesce.h"
 #include "net/nat_ends.h"
+#include "net/nat_forwards.h"
 #include "net/nat_guard.h"
 #include "net/nat_polls.h"
 #include "net/nat_segments.h"
@@ -60,7 +61,6 @@
  * seconds. */
 #define CLOCK_LAG_NS (100 * NS_PER_MS)
 
-#define FORWARD_BACKLOG 128 /* connections that wait for accept(2); the library asks for 1 */
 /* Sockets the guest may have open: this many, or that part of the limit of open files. */
 #define MAX_SOCKETS 4096u
 #define SOCKETS_SHARE 4u
@@ -112,9 +112,7 @@ struct nat {
     bool unflushed;       /* the guest's end was sent frames and not told that it was all */
     uint64_t worked_ns;   /* when the library's clock was last set */
     uint64_t fragments_until_ns; /* it may hold parts of datagrams until then */
-    unsigned n_forwards;
-    int listeners[NAT_MAX_FORWARDS]; /* borrowed: the forwards' TCP sockets */
-    unsigned n_listeners;
+    struct nat_forwards forwards;
     unsigned max_sockets;
     struct nat_ends ends;
     int new_socket;       /* the last that the call of the library brought; -1: none did */
@@ -312,15 +310,6 @@ static void port_ready(struct net_port *port)
 
 /* ---- sockets and time ---- */
 
-static bool is_listener(const struct nat *nat, int fd)
-{
-    for (unsigned i = 0; i < nat->n_listeners; i++) {
-        if (nat->listeners[i] == fd)
-            return true;
-    }
-    return false;
-}
-
 static bool full(const struct nat *nat)
 {
     return nat->polls.open >= nat->max_sockets;
@@ -334,7 +323,7 @@ static int on_add_poll(int fd, int events, void *opaque)
 
     /* Callers wait in the kernel's queue until there is room: accept(2) would fail, and the
      * library try again without end. */
-    if (full(nat) && is_listener(nat, fd))
+    if (full(nat) && nat_forwards_listen_at(&nat->forwards, fd))
         return -1;
     if (events & SLIRP_POLL_IN)
         wanted |= POLLIN;
@@ -414,7 +403,7 @@ static bool only_listens(struct nat *nat)
     for (const char *at = text; (at = strchr(at, '\n')) != NULL; at++)
         lines++;
     nat->api.free_text(text);
-    return lines == nat->n_forwards + 1;
+    return lines == nat->forwards.n_bound + 1;
 }
 
 /* quiet: nothing happened between the last two ticks. */
@@ -748,60 +737,18 @@ static int start_library(struct nat *nat, const struct nat_config *config)
     return 0;
 }
 
-static int forward_failed(const struct nat *nat, const struct net_forward *forward, int err)
+static void forwards_changed(struct nat_forwards *forwards)
 {
-    const char *protocol = forward->udp ? "UDP" : "TCP";
-    char host[INET_ADDRSTRLEN];
-
-    inet_ntop(AF_INET, &forward->host_addr, host, sizeof(host));
-    if (err == -EADDRINUSE)
-        log_error("%s: cannot forward %s port %s:%u: it is in use by another program; choose "
-                  "another port", nat->port.name, protocol, host, forward->host_port);
-    else if (err == -EADDRNOTAVAIL)
-        log_error("%s: cannot forward %s port %s:%u: this host does not have that address",
-                  nat->port.name, protocol, host, forward->host_port);
-    else if (err == -EACCES)
-        log_error("%s: cannot forward %s port %s:%u: ports below 1024 need CAP_NET_BIND_SERVICE; "
-                  "choose a higher one", nat->port.name, protocol, host, forward->host_port);
-    else
-        log_error("%s: cannot forward %s port %s:%u: %s", nat->port.name, protocol, host,
-                  forward->host_port, strerror(-err));
-    return err;
+    ((struct nat *)((char *)forwards - offsetof(struct nat, forwards)))->asked = false;
 }
 
-/* Finds the forwards' listening sockets, which the library does not tell, before there are others;
- * and has more than one connection wait at each. */
-static int note_listener(int fd, int events, void *opaque)
+static int start_forwards(struct nat *nat, const struct nat_config *config)
 {
-    struct nat *nat = opaque;
-    int listening;
-    socklen_t size = sizeof(listening);
-
-    (void)events;
-    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening ||
-        nat->n_listeners == NAT_MAX_FORWARDS)
-        return -1;
-    nat->listeners[nat->n_listeners++] = fd;
-    (void)listen(fd, FORWARD_BACKLOG);
-    return -1;
-}
-
-static int add_forwards(struct nat *nat, const struct nat_config *config)
-{
-    uint32_t timeout_ms = UINT32_MAX;
-
-    for (unsigned i = 0; i < config->n_forwards; i++) {
-        const struct net_forward *forward = &config->forwards[i];
-
-        errno = 0;
-        if (nat->api.slirp_add_hostfwd(nat->slirp, forward->udp, forward->host_addr,
-                                       forward->host_port, forward->guest_addr,
-                                       forward->guest_port) < 0)
-            return forward_failed(nat, forward, errno ? -errno : -EINVAL);
-        nat->n_forwards++;
-    }
-    nat->api.slirp_pollfds_fill(nat->slirp, &timeout_ms, note_listener, nat);
-    return 0;
+    nat->forwards = (struct nat_forwards){.name = nat->port.name, .loop = nat->loop,
+                                          .api = &nat->api, .slirp = nat->slirp,
+                                          .changed = forwards_changed};
+    nat_forwards_init(&nat->forwards, config->forwards, config->n_forwards);
+    return config->forwards_later ? 0 : nat_forwards_bind(&nat->forwards);
 }
 
 static bool polls_idle(void *arg)
@@ -813,6 +760,7 @@ static bool polls_idle(void *arg)
 static void stop(struct nat *nat)
 {
     net_port_disconnect(&nat->port);
+    nat_forwards_fini(&nat->forwards);
     if (nat->slirp)
         nat->api.slirp_cleanup(nat->slirp);
     nat->slirp = NULL;
@@ -862,7 +810,7 @@ int nat_create(struct nat **out, struct loop *loop, const struct nat_config *con
     }
     error = start_library(nat, config);
     if (!error)
-        error = add_forwards(nat, config);
+        error = start_forwards(nat, config);
     if (error)
         goto undo;
     nat->hook.prepare = prepare;
@@ -889,6 +837,16 @@ void nat_destroy(struct nat *nat)
         return;
     }
     release(nat);
+}
+
+void nat_claim_forwards(struct nat *nat)
+{
+    nat_forwards_claim(&nat->forwards);
+}
+
+void nat_release_forwards(struct nat *nat)
+{
+    nat_forwards_release(&nat->forwards);
 }
 
 struct net_port *nat_port(struct nat *nat)

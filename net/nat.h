@@ -42,6 +42,7 @@ struct nat_config {
     unsigned mtu;           /* bytes of IP a frame, NAT_MIN_MTU..NAT_MAX_MTU; the NIC's the same */
     const struct net_forward *forwards;
     unsigned n_forwards;    /* at most NAT_MAX_FORWARDS */
+    bool forwards_later;    /* nat_claim_forwards() binds their ports */
 };
 
 /* What came from the guest and was not for the network. */
@@ -66,6 +67,12 @@ int nat_create(struct nat **out, struct loop *loop, const struct nat_config *con
 /* Unplugs, closes all connections, and runs the loop until the kernel let go of them. Not from a
  * callback of the loop. NULL is fine. */
 void nat_destroy(struct nat *nat);
+
+/* For a guest that moves within a host. Binds the forwards' ports that are not bound, and tries again
+ * for ten seconds where one is in use; what cannot be had is logged. The other lets all of them go: in a
+ * moment another process can bind them; connections stay. */
+void nat_claim_forwards(struct nat *nat);
+void nat_release_forwards(struct nat *nat);
 
 /* The end that a guest's NIC is plugged into. Owned by the NAT. */
 struct net_port *nat_port(struct nat *nat);

@@ -20,6 +20,7 @@
     X(slirp_input)                                                                                 \
     X(slirp_handle_timer)                                                                          \
     X(slirp_add_hostfwd)                                                                           \
+    X(slirp_remove_hostfwd)                                                                        \
     X(slirp_connection_info)
 
 /* The same names without "slirp_" would read better, but a macro cannot cut them. */

@@ -138,6 +138,7 @@ static int create_slirp(struct uplink *uplink, const struct request *r)
         config.mtu = r->config->mtu;
     config.forwards = r->config->forwards;
     config.n_forwards = r->config->n_forwards;
+    config.forwards_later = r->config->forwards_later;
     err = nat_create(&nat, r->loop, &config);
     if (!err)
         *uplink = (struct uplink){nat, nat_port(nat), destroy_slirp, slirp_drops};
@@ -322,6 +323,23 @@ void uplink_destroy(struct uplink *uplink)
         return;
     uplink->destroy(uplink->instance);
     free(uplink);
+}
+
+bool uplink_hands_forwards_over(const struct uplink_config *config)
+{
+    return config->kind == UPLINK_NAT && config->via == UPLINK_VIA_SLIRP;
+}
+
+void uplink_claim_forwards(struct uplink *uplink)
+{
+    if (uplink->destroy == destroy_slirp)
+        nat_claim_forwards(uplink->instance);
+}
+
+void uplink_release_forwards(struct uplink *uplink)
+{
+    if (uplink->destroy == destroy_slirp)
+        nat_release_forwards(uplink->instance);
 }
 
 const struct dhcp_leases *uplink_leases(const struct uplink *uplink)

@@ -63,6 +63,7 @@ struct uplink_config {
     bool restricted;
     struct net_forward forwards[UPLINK_MAX_FORWARDS];
     unsigned n_forwards;
+    bool forwards_later; /* no option: their ports are taken by uplink_claim_forwards() */
 };
 
 /* Sets the defaults: user-mode NAT. Nothing is owned yet. */
@@ -92,6 +93,13 @@ int uplink_create(struct uplink **out, struct loop *loop, const char *name,
                   const struct uplink_config *config, const uint8_t mac[6]);
 /* Unplugs and takes away what was made on the host. Not from a callback of the loop. NULL is fine. */
 void uplink_destroy(struct uplink *uplink);
+
+/* Whether the ports of the forwards can be taken later, and let go again: so can another process of this
+ * host have them after this one. */
+bool uplink_hands_forwards_over(const struct uplink_config *config);
+/* As nat_claim_forwards() and nat_release_forwards() of net/nat.h; of another kind: nothing. */
+void uplink_claim_forwards(struct uplink *uplink);
+void uplink_release_forwards(struct uplink *uplink);
 
 /* What Ferry's own DHCP server on the uplink has bound to whom; NULL: there is no such server. */
 const struct dhcp_leases *uplink_leases(const struct uplink *uplink);

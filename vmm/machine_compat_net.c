@@ -7,10 +7,12 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,6 +23,7 @@
 
 /* That two hosts' clocks may differ, the way of the message included. */
 #define CLOCK_LIMIT_S 60
+#define NETWORK_NAME_MAX 80
 
 static json_int_t wall_ms(void)
 {
@@ -30,11 +33,28 @@ static json_int_t wall_ms(void)
     return (json_int_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+/* Names the network namespace that this process is in: ports are taken once in each. */
+static void name_network(char *name, size_t size)
+{
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    char boot_id[48] = "";
+    struct stat net;
+
+    if (file && fscanf(file, "%47s", boot_id) != 1)
+        boot_id[0] = '\0';
+    if (file)
+        fclose(file);
+    name[0] = '\0';
+    if (boot_id[0] && stat("/proc/self/ns/net", &net) == 0)
+        snprintf(name, size, "%s/%ju", boot_id, (uintmax_t)net.st_ino);
+}
+
 /* ---- the source ---- */
 
 void machine_introduce_network(const struct machine *m, json_t *hello)
 {
     json_t *nics = json_object();
+    char network[NETWORK_NAME_MAX];
 
     for (unsigned i = 0; i < m->config->n_nets; i++) {
         const struct process_switch *ps = m->nics[i].net;
@@ -46,6 +66,8 @@ void machine_introduce_network(const struct machine *m, json_t *hello)
     }
     json_object_set_new(hello, "nics", nics);
     json_object_set_new(hello, "wall_ms", json_integer(wall_ms()));
+    name_network(network, sizeof(network));
+    json_object_set_new(hello, "network", json_string(network));
 }
 
 /* ---- the destination ---- */
@@ -97,16 +119,28 @@ static int try_port(const struct net_forward *forward)
     return err;
 }
 
-static void check_forwards(json_t *report, const char *id, const struct uplink_config *uplink)
+/* Whether the source's sockets and ours are in one network namespace of one host. */
+static bool shares_network(const json_t *hello)
+{
+    const char *there = json_string_value(json_object_get(hello, "network"));
+    char here[NETWORK_NAME_MAX];
+
+    name_network(here, sizeof(here));
+    return there && here[0] && strcmp(there, here) == 0;
+}
+
+/* What the guest's own process has, it lets go when it gives the guest away. */
+static void check_forwards(json_t *report, const char *id, const struct uplink_config *uplink,
+                           bool shared)
 {
     for (unsigned i = 0; i < uplink->n_forwards; i++) {
         int err = try_port(&uplink->forwards[i]);
 
-        if (err)
+        if (err && !(err == -EADDRINUSE && shared && uplink_hands_forwards_over(uplink)))
             machine_mismatch(report, id,
                              json_sprintf("port %u of this host, which leads to the guest: %s",
                                           uplink->forwards[i].host_port, strerror(-err)),
-                             "free it; if it is the guest's own process that has it, on this same "
+                             "free it; if it is the guest's own passt that has it, on this same "
                              "host, the guest cannot move within the host");
     }
 }
@@ -125,6 +159,6 @@ void machine_compare_network(const struct machine_config *config, const struct p
         if (net->switch_name[0])
             check_switch(report, id, net, process, json_object_get(nics, id));
         else
-            check_forwards(report, id, &net->uplink);
+            check_forwards(report, id, &net->uplink, shares_network(hello));
     }
 }

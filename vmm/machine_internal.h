@@ -122,6 +122,9 @@ int machine_on_device(struct machine *m, unsigned index,
 int machine_build_nets(struct machine *m);
 /* After their state was loaded: see virtio_net_take_own_mac(). */
 void machine_nets_take_own_macs(struct machine *m);
+/* Takes the host's ports that lead to the guest by its own uplinks, or lets them go: see net/nat.h. The
+ * NICs of a machine that is built for a guest to come have none yet. */
+void machine_nets_hold_ports(struct machine *m, bool hold);
 /* The devices are gone. */
 void machine_remove_nets(struct machine *m);
 

@@ -400,6 +400,8 @@ static void take_back(struct migration *g, bool disks_free)
         m->in_doubt = true;
         return;
     }
+    if (disks_free)
+        machine_nets_hold_ports(m, true);
     if (!g->was_paused)
         (void)machine_resume(m);
     machine_follow_back(m);
@@ -418,6 +420,7 @@ static void hand_over(struct migration *g)
         err = machine_lock_disks(m, false);
     if (!err) {
         disks_free = true;
+        machine_nets_hold_ports(m, false);
         err = machine_work(m, give, cancel_source, g);
     }
     m->saving = false;
@@ -522,6 +525,7 @@ int machine_resume_by_force(struct machine *m)
             return err;
         m->in_doubt = false;
         m->incoming = false;
+        machine_nets_hold_ports(m, true);
     }
     return machine_resume(m);
 }

@@ -46,8 +46,12 @@ static int plug_into_uplink(struct nic_work *work, struct net_port *port)
 {
     const struct net_options *net = &work->m->config->nets[work->index];
     struct machine_nic *nic = &work->m->nics[work->index];
-    int err = uplink_create(&nic->uplink, nic->env.loop, nic->id, &net->uplink, net->mac.bytes);
+    struct uplink_config config = net->uplink; /* its strings are borrowed */
+    int err;
 
+    /* On this same host the source has the ports until it gives the guest away. */
+    config.forwards_later = work->m->incoming;
+    err = uplink_create(&nic->uplink, nic->env.loop, nic->id, &config, net->mac.bytes);
     if (!err)
         net_port_connect(port, uplink_port(nic->uplink));
     return err;
@@ -162,6 +166,26 @@ void machine_nets_take_own_macs(struct machine *m)
 {
     for (unsigned i = 0; i < m->config->n_nets; i++)
         loop_thread_call(thread_of(&m->nics[i]), take_own_mac, &m->nics[i]);
+}
+
+static int claim_forwards(void *arg)
+{
+    uplink_claim_forwards(((struct machine_nic *)arg)->uplink);
+    return 0;
+}
+
+static int release_forwards(void *arg)
+{
+    uplink_release_forwards(((struct machine_nic *)arg)->uplink);
+    return 0;
+}
+
+void machine_nets_hold_ports(struct machine *m, bool hold)
+{
+    for (unsigned i = 0; i < m->config->n_nets; i++)
+        if (m->nics[i].uplink)
+            loop_thread_call(thread_of(&m->nics[i]), hold ? claim_forwards : release_forwards,
+                             &m->nics[i]);
 }
 
 void machine_remove_nets(struct machine *m)

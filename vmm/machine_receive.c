@@ -127,6 +127,7 @@ static int go_on(struct arrival *a)
     if (!status.paused)
         (void)machine_resume(a->m);
     stopped_for_ns = loop_now_ns() - status.stopped_ns;
+    machine_nets_hold_ports(a->m, true);
     /* What came while the guest stood still goes before what is sent here once it is announced; and
      * that is on its way when the source hears that the guest runs. */
     if (follows)
