@@ -62,11 +62,11 @@ $(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libferry
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(PKG_LIBS) -lcriterion
 
 # Fragments: payload guests (`guest`), fuzz targets (`fuzz`).
--include tests/guest/guest.mk tests/fuzz/fuzz.mk tests/net/net.mk
+-include tests/guest/guest.mk tests/fuzz/fuzz.mk tests/net/net.mk tests/lab/lab.mk
 
 # ---- what takes packages that may be missing: they come first, then make starts over ----
 .PHONY: demo check lab linux bench deps built
-built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE) $(TCP_SERVER)
+built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE) $(TCP_SERVER) $(LAB_TSC)
 
 demo: deps ## boot a Linux guest with networking, and show it
 	@$(MAKE) --no-print-directory all
@@ -77,7 +77,7 @@ check: deps ## run every test
 	@BUILD=$(BUILD) tests/check.sh
 
 lab: deps ## a shell on a KVM host under emulation, with ferry in it
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory all $(BUILD)/tests/lab/tsc
 	@tests/lab/lab shell --put $(BUILD)/ferry --put $$(tests/lab/guest-initramfs.sh):/root/initrd \
 	    --put $$(tests/lab/fetch.sh --kernel):/root/vmlinuz --memory 4G
 
