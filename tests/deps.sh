@@ -14,7 +14,7 @@ packages=(
     # the small Linux for hosts whose KVM emulates kernel code
     bc bison flex libelf-dev
     # the lab and the demo
-    bsdutils busybox-static cpio e2fsprogs lz4 netcat-openbsd qemu-system-x86 xz-utils zstd
+    bsdutils busybox-static cpio e2fsprogs lz4 netcat-openbsd qemu-system-x86 tcpdump xz-utils zstd
 )
 
 usage() {

@@ -19,7 +19,7 @@ copy() {
 }
 
 modules=(virtio_pci virtio_blk virtio_console virtio_net virtio-rng virtio_balloon
-    button evdev pvpanic-mmio)
+    button evdev pvpanic-mmio 8021q)
 puts=()
 output=
 while (($#)); do

@@ -73,7 +73,7 @@ value() { tr -d '\r' <console | sed -n "s/^$1=//p" | tail -n 1; }
 # leftovers: kills what the test has left running.
 leftovers() {
     # shellcheck disable=SC2046
-    kill -9 $(pidof ferry httpd nc) 2>/dev/null
+    kill -9 $(pidof ferry httpd nc tcpdump) 2>/dev/null
 }
 
 # indented: what comes in, with no byte that a terminal or a reader of lines could stumble over.
@@ -111,6 +111,56 @@ run_test() {
     cd /
 }
 
+# ---- two hosts ----
+
+# bridge_up: the lab's Ethernet becomes a port of the bridge br0, which has its addresses, once.
+bridge_up() {
+    [ ! -e /sys/class/net/br0 ] || return 0
+    address=$(ip -o -4 address show dev eth0 | awk '{ print $4 }')
+    mac=$(cat /sys/class/net/eth0/address)
+    ip link add br0 type bridge
+    ip link set br0 address "$mac"
+    ip address flush dev eth0
+    ip link set eth0 master br0
+    ip link set br0 up
+    ip address add "$address" dev br0
+}
+
+# serve: does what the other lab's tests ask for, by peer().
+serve() {
+    bridge_up
+    mkdir -p /run/www/cgi-bin /run/test
+    cat >/run/www/cgi-bin/run <<'END'
+#!/bin/sh
+export PATH=/usr/sbin:/usr/bin HOME=/root
+printf 'Content-Type: text/plain\r\n\r\n'
+cd /run/test
+head -c "$CONTENT_LENGTH" >/run/asked.$$
+sh -eu /run/asked.$$ 2>&1
+echo "status $?"
+END
+    chmod 755 /run/www/cgi-bin/run
+    exec httpd -f -p 8080 -h /run/www
+}
+
+# peer COMMANDS: runs them on the second host, in a folder that is as this one is named. What stays in
+# the background there writes to files.
+peer() {
+    wget -q -O peer.out --post-data "$1" http://second:8080/cgi-bin/run || return 1
+    sed '$d' peer.out
+    [ "$(tail -n 1 peer.out)" = 'status 0' ]
+}
+
+# peer_wait: until the second host is there, for four minutes at most; it has nothing left of a test before.
+peer_wait() {
+    deadline=$(($(date +%s) + 240))
+    until peer 'kill -9 $(pidof ferry) 2>/dev/null || true; rm -rf /run/test/*' 2>/dev/null; do
+        [ "$(date +%s)" -lt $deadline ] || { echo 'the second host does not answer'; return 1; }
+        usleep 100000
+    done
+}
+
 exec 2>&1
+[ "$1" != --serve ] || serve
 . /lab/suite
 for test; do run_test "$test"; done
