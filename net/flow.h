@@ -80,12 +80,17 @@ enum flow_result flow_read(struct flow_key *key, uint16_t in_port, uint16_t vlan
                            const uint8_t macs[12], const uint8_t *at, size_t length,
                            size_t whole);
 
+static inline bool flow_is_zero(flow_pair pair)
+{
+    return (pair[0] | pair[1]) == 0;
+}
+
 static inline bool flow_equal(const struct flow_key *a, const struct flow_key *b)
 {
     flow_pair difference = (a->pairs[0] ^ b->pairs[0]) | (a->pairs[1] ^ b->pairs[1]) |
                            (a->pairs[2] ^ b->pairs[2]) | (a->pairs[3] ^ b->pairs[3]);
 
-    return (difference[0] | difference[1]) == 0;
+    return flow_is_zero(difference);
 }
 
 static inline void flow_mask(struct flow_key *to, const struct flow_key *key,

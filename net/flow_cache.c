@@ -225,7 +225,7 @@ uint32_t flow_cache_find(struct flow_cache *cache, const struct flow_key *key)
     entry = flow_cache_match(cache, &probe);
     if (!entry)
         return flow_cache_find_further(cache, key, &probe);
-    flow_cache_hit(cache);
+    flow_cache_hits(cache, 1);
     return entry->answer;
 }
 

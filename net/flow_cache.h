@@ -65,10 +65,9 @@ static inline struct flow_cache_exact *flow_cache_set(const struct flow_cache_fr
     return &front->exact[(hash & (FLOW_CACHE_EXACT / FLOW_CACHE_WAYS - 1)) * FLOW_CACHE_WAYS];
 }
 
-static inline void flow_cache_prefetch(const struct flow_cache_front *front,
-                                       const struct flow_cache_probe *probe)
+static inline void flow_cache_prefetch(const struct flow_cache_front *front, uint64_t hash)
 {
-    const struct flow_cache_exact *set = flow_cache_set(front, probe->hash);
+    const struct flow_cache_exact *set = flow_cache_set(front, hash);
 
     __builtin_prefetch(set);
     __builtin_prefetch(&set->tag);
@@ -81,7 +80,7 @@ static inline void flow_cache_probe(const struct flow_cache *cache, const struct
 
     flow_mask(&probe->masked, key, &front->bits);
     probe->hash = flow_hash(&probe->masked, &front->seed);
-    flow_cache_prefetch(front, probe);
+    flow_cache_prefetch(front, probe->hash);
 }
 
 /* The mask for a frame that begins so, or NULL when it is not of the common kind. */
@@ -102,19 +101,14 @@ static inline const struct flow_key *flow_cache_raw_mask(const struct flow_cache
     return frame[23] == 6 ? &front->raw_tcp : frame[23] == 17 ? &front->raw_udp : NULL;
 }
 
-/*
- * A probe of a frame's first FLOW_RAW_BYTES and of where it came in. *link: what of the hash its first 16
- * bytes, the port and the VLAN make, known from another frame that has the same, or 0.
- */
+/* A probe of a frame's first FLOW_RAW_BYTES and of where it came in. */
 static inline void flow_cache_probe_raw(const struct flow_cache *cache,
                                         const struct flow_key *mask, const uint8_t *frame,
                                         uint16_t in_port, uint16_t vlan,
-                                        struct flow_cache_probe *probe, uint64_t *link)
+                                        struct flow_cache_probe *probe)
 {
     const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
-    const uint64_t *seed = front->seed.words, *words = probe->masked.words;
     flow_pair bytes[FLOW_RAW_BYTES / 16];
-    uint64_t hash;
 
     memcpy(bytes, frame, sizeof(bytes));
     probe->masked.pairs[0] = bytes[0] & mask->pairs[0];
@@ -122,13 +116,8 @@ static inline void flow_cache_probe_raw(const struct flow_cache *cache,
     probe->masked.pairs[2] = bytes[2] & mask->pairs[2];
     probe->masked.pairs[3] = (flow_pair){in_port | (uint64_t)vlan << 16, FLOW_RAW_MARK} &
                              mask->pairs[3];
-    if (!*link)
-        *link = seed[FLOW_WORDS] + flow_fold(words[0] ^ seed[0], words[1] ^ seed[1]) +
-                flow_fold(words[6] ^ seed[6], words[7] ^ seed[7]);
-    hash = *link + flow_fold(words[2] ^ seed[2], words[3] ^ seed[3]) +
-           flow_fold(words[4] ^ seed[4], words[5] ^ seed[5]);
-    probe->hash = flow_fold(hash, seed[FLOW_WORDS + 1]);
-    flow_cache_prefetch(front, probe);
+    probe->hash = flow_hash(&probe->masked, &front->seed);
+    flow_cache_prefetch(front, probe->hash);
 }
 
 /* The exact match, or NULL. */
@@ -146,14 +135,118 @@ static inline const struct flow_cache_exact *flow_cache_match(const struct flow_
     return NULL;
 }
 
+/* ---- the same for frames of the common kind, alike in their first 16 bytes, port and VLAN ---- */
+
+struct flow_cache_likeness {
+    flow_pair first, last;  /* of the masked key: what they have in common */
+    uint64_t hash;          /* what those make of the hash */
+};
+
+struct flow_cache_like {
+    flow_pair middle[2]; /* of the masked key: what differs */
+    uint64_t hash;
+    bool again;          /* nothing does, from the one before */
+};
+
+/* What all that are like this frame, of at least 16 bytes, have in common. */
+static inline void flow_cache_liken(const struct flow_cache *cache, const uint8_t *frame,
+                                    uint16_t in_port, uint16_t vlan,
+                                    struct flow_cache_likeness *common)
+{
+    const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
+    const uint64_t *seed = front->seed.words;
+
+    /* The two masks differ in the TCP flags only, which are further back. */
+    memcpy(&common->first, frame, 16);
+    common->first &= front->raw_tcp.pairs[0];
+    common->last = (flow_pair){in_port | (uint64_t)vlan << 16, FLOW_RAW_MARK} &
+                   front->raw_tcp.pairs[3];
+    common->hash = seed[FLOW_WORDS] +
+                   flow_fold(common->first[0] ^ seed[0], common->first[1] ^ seed[1]) +
+                   flow_fold(common->last[0] ^ seed[6], common->last[1] ^ seed[7]);
+}
+
+/* The probe of one of them, FLOW_RAW_BYTES at least; false: it is not of the common kind. `before`:
+ * the probe of another one, or NULL. */
+static inline bool flow_cache_probe_like(const struct flow_cache *cache,
+                                         const struct flow_cache_likeness *common,
+                                         const uint8_t *frame,
+                                         const struct flow_cache_like *before,
+                                         struct flow_cache_like *like)
+{
+    const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
+    const flow_pair *mask = front->raw_tcp.pairs;
+    const uint64_t *seed = front->seed.words;
+    flow_pair words[2];
+    uint32_t kind; /* fragment, time to live, protocol */
+    uint64_t hash;
+
+    memcpy(&kind, frame + 20, 4);
+    kind &= 0xFF00FF3F;
+    if (kind == 17u << 24)
+        mask = front->raw_udp.pairs;
+    else if (kind != 6u << 24)
+        return false;
+    memcpy(words, frame + 16, sizeof(words));
+    words[0] &= mask[1];
+    words[1] &= mask[2];
+    like->middle[0] = words[0];
+    like->middle[1] = words[1];
+    like->again = before && flow_is_zero((words[0] ^ before->middle[0]) |
+                                         (words[1] ^ before->middle[1]));
+    if (like->again) {
+        like->hash = before->hash;
+        return true;
+    }
+    hash = common->hash + flow_fold(words[0][0] ^ seed[2], words[0][1] ^ seed[3]) +
+           flow_fold(words[1][0] ^ seed[4], words[1][1] ^ seed[5]);
+    like->hash = flow_fold(hash, seed[FLOW_WORDS + 1]);
+    flow_cache_prefetch(front, like->hash);
+    return true;
+}
+
+/* The exact match, or NULL. */
+static inline const struct flow_cache_exact *flow_cache_match_like(
+    const struct flow_cache *cache, const struct flow_cache_likeness *common,
+    const struct flow_cache_like *like)
+{
+    const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
+    const struct flow_cache_exact *entry = flow_cache_set(front, like->hash);
+
+    for (unsigned i = 0; i < FLOW_CACHE_WAYS; i++, entry++) {
+        const flow_pair *pairs = entry->key.pairs;
+        flow_pair difference;
+
+        if (entry->tag != (uint32_t)(like->hash >> 32) || entry->generation != front->generation)
+            continue;
+        difference = (pairs[0] ^ common->first) | (pairs[1] ^ like->middle[0]) |
+                     (pairs[2] ^ like->middle[1]) | (pairs[3] ^ common->last);
+        if (flow_is_zero(difference))
+            return entry;
+    }
+    return NULL;
+}
+
+/* The same as a probe of its own. */
+static inline void flow_cache_probe_of(const struct flow_cache_likeness *common,
+                                       const struct flow_cache_like *like,
+                                       struct flow_cache_probe *probe)
+{
+    probe->masked.pairs[0] = common->first;
+    probe->masked.pairs[1] = like->middle[0];
+    probe->masked.pairs[2] = like->middle[1];
+    probe->masked.pairs[3] = common->last;
+    probe->hash = like->hash;
+}
+
 /* The answer for a probe without an exact match; key: what it was made of. */
 uint32_t flow_cache_find_further(struct flow_cache *cache, const struct flow_key *key,
                                  const struct flow_cache_probe *probe);
 
-/* Counts one that had an exact match. */
-static inline void flow_cache_hit(struct flow_cache *cache)
+/* Counts n that had an exact match. */
+static inline void flow_cache_hits(struct flow_cache *cache, unsigned n)
 {
-    ((struct flow_cache_front *)cache)->exact_hits++;
+    ((struct flow_cache_front *)cache)->exact_hits += n;
 }
 
 /* ---- looking in ---- */

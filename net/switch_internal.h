@@ -1,6 +1,7 @@
 /*
  * The switch's insides, shared by its files: switch.c (ports, settings), switch_rules.c,
- * switch_mirror.c, switch_path.c (the way of frames), switch_trace.c, switch_info.c.
+ * switch_mirror.c, switch_path.c (the way of frames), switch_train.c (of those that are alike),
+ * switch_trace.c, switch_info.c.
  */
 #ifndef FERRY_NET_SWITCH_INTERNAL_H
 #define FERRY_NET_SWITCH_INTERNAL_H

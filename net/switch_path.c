@@ -6,7 +6,7 @@
  * What is behind the header goes from the sender's memory into the receiver's. Then each frame is
  * decided upon, and frames with the same receiver make a batch of their own, in order. Tags are put
  * in and taken out by a piece of 12 or 16 bytes before the rest of the header, never by moving the
- * frame.
+ * frame. Frames at the beginning of a batch that are all alike have a shorter way (switch_train.c).
  *
  * A peer may answer while it is being delivered to (NAT does): that comes back in here, so each
  * depth has a batch of its own. Decisions that do not change anything have functions of their own,
@@ -22,8 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "net/switch_decide.h"
-#include "net/switch_internal.h"
+#include "net/switch_batch.h"
 #include "vmm/util/log.h"
 
 #define ADDRESSES PATH_ADDRESSES
@@ -36,81 +35,6 @@
 /* Keeps what is done once a batch, or seldom, out of the loops over its frames, which are then few
  * enough instructions for their values to stay in registers. */
 #define NOT_INLINE __attribute__((noinline))
-#define PIECES_MAX 1024u                   /* of a frame; a virtqueue's chain has no more */
-#define POOL (PIECES_MAX + 3 * NET_BATCH)
-
-#define TO_NONE 0xFFFF /* dropped */
-#define TO_MANY 0xFFFE
-#define NO_VLAN 0xFFFF
-#define NO_LINK 0xFF
-#define LINK_BYTES 16u /* addresses, ethertype and two more */
-
-struct packet {
-    struct packet_tag tag;
-    uint16_t vlan;        /* NO_VLAN until it is known */
-    uint16_t to;          /* number of a port, TO_NONE or TO_MANY */
-    uint16_t known;       /* PATH_KNOWN: the port that has the address */
-    uint16_t header;      /* bytes of it that were copied */
-    uint32_t rest_offset; /* where the others begin: how far into which piece */
-    uint16_t rest_piece;
-    int16_t rule_mirror;  /* number of a port, or -1 */
-    uint32_t mirrored;    /* bits of the mirrors that have it */
-    uint8_t set;          /* of TO_MANY: enum path_set */
-    uint8_t next;         /* with the same receiver */
-    bool isolated;        /* TO_MANY: a port was left out because of that */
-    bool sent;            /* TO_MANY: to one port at least */
-    uint8_t prefix[ADDRESSES + TAG];
-};
-_Static_assert(sizeof(struct packet) == 48, "a batch is to fit into a first-level cache");
-
-/* The frame before, when it went where its address says: most frames are like it. */
-struct likeness {
-    bool is;
-    uint8_t link;
-    uint16_t admitted, vlan; /* as it came, and as rules left it */
-    uint64_t src, dst;
-    const struct packet *packet;
-};
-
-/* Frames for one port, a list by `next`. */
-struct share {
-    struct switch_port *to;
-    uint8_t first, last;
-};
-
-/* Frames being built for a port. */
-struct sending {
-    struct switch_port *to;
-    bool plain;      /* frames without a tag go there as they came, if in that VLAN */
-    unsigned n;      /* built */
-    unsigned pieces; /* used of the pool */
-};
-
-struct batch {
-    struct switch_port *from;
-    const struct net_frame *frames;
-    unsigned n, n_shares, n_many;
-    uint64_t now_ns;                        /* 0: not asked yet */
-    struct likeness before;
-    uint8_t headers[NET_BATCH][HEADER_MAX] __attribute__((aligned(64)));
-    struct packet packets[NET_BATCH];
-    int16_t early[NET_BATCH];               /* PATH_GO, or why it is dropped at first sight */
-    /* The first frame that begins with the same LINK_BYTES, if those are not tagged and do not tell
-     * addresses: what the link layer says is then known. Or NO_LINK. */
-    uint8_t link[NET_BATCH];
-    uint8_t hashed;                         /* of which of these the following is: */
-    uint64_t link_hash;                     /* see flow_cache_probe_raw() */
-    struct flow_cache_probe probes[NET_BATCH]; /* if there are rules */
-    struct share shares[NET_BATCH];
-    uint8_t many[NET_BATCH];
-    bool rule_mirrors;                      /* rules want copies of some */
-    bool is_direct;                         /* there are no shares, but this: */
-    struct sending direct;
-    /* being built for one port: */
-    struct net_frame sent[NET_BATCH];
-    uint8_t sent_packet[NET_BATCH];
-    struct iovec pool[POOL];
-};
 
 static uint64_t batch_now(const struct net_switch *sw, struct batch *batch)
 {
@@ -150,10 +74,12 @@ static bool has_room(struct net_switch *sw, const struct switch_port *port, uint
 }
 
 /* 802.1Q §8.7. An address that a NIC has registered is not learnt. */
-NOT_INLINE
-static void learn(struct net_switch *sw, struct switch_port *port, const uint8_t mac[6],
-                  unsigned vlan, uint32_t now_s)
+void switch_learn(struct net_switch *sw, struct batch *batch, const struct packet *packet,
+                  const uint8_t mac[6])
 {
+    struct switch_port *port = batch->from;
+    uint32_t now_s = batch_now_s(sw, batch);
+    unsigned vlan = packet->vlan;
     uint64_t key = mac_key(mac, vlan);
     struct mac_entry *entry = mac_table_find(&sw->fdb, key);
 
@@ -275,24 +201,6 @@ static inline bool may_tell_addresses(const struct packet *packet, const uint8_t
 
 /* ---- deciding ---- */
 
-/*
- * memcpy() of 14 to HEADER_MAX bytes. The beginning is written last and in whole 16 bytes, as it is
- * read next; see flow_mac().
- */
-static inline void copy_short(uint8_t *to, const uint8_t *from, size_t length)
-{
-    if (length >= 64) {
-        if (length > 64)
-            memcpy(to + length - 64, from + length - 64, 64);
-        memcpy(to, from, 64);
-    } else if (length >= 48) {
-        memcpy(to + length - 16, from + length - 16, 16);
-        memcpy(to, from, 48);
-    } else {
-        memcpy(to, from, length);
-    }
-}
-
 /* Copies the beginning of a frame that lies in pieces, and remembers where the rest is. */
 NOT_INLINE
 static void copy_pieces(struct packet *packet, uint8_t *to, const struct net_frame *frame)
@@ -322,7 +230,7 @@ static inline void copy_header(struct packet *packet, uint8_t *to, const struct 
         copy_pieces(packet, to, frame);
         return;
     }
-    copy_short(to, frame->iov->iov_base, want);
+    switch_copy_header(to, frame->iov->iov_base, want);
     packet->header = (uint16_t)want;
     packet->rest_piece = 0;
     packet->rest_offset = (uint32_t)want;
@@ -349,11 +257,8 @@ static inline int probe_rules(const struct net_switch *sw, struct batch *batch, 
     if (batch->link[i] != NO_LINK || !packet->tag.tagged)
         mask = flow_cache_raw_mask(sw->cache, batch->headers[i], packet->header);
     if (mask) {
-        if (batch->link[i] == NO_LINK || batch->link[i] != batch->hashed)
-            batch->link_hash = 0;
-        batch->hashed = batch->link[i];
         flow_cache_probe_raw(sw->cache, mask, batch->headers[i], batch->from->number,
-                             packet->vlan, &batch->probes[i], &batch->link_hash);
+                             packet->vlan, &batch->probes[i]);
         return PATH_GO;
     }
     result = read_flow(batch, i, &key);
@@ -383,7 +288,7 @@ static inline unsigned ask_rules(struct net_switch *sw, struct batch *batch, uns
     uint32_t index;
 
     if (match)
-        flow_cache_hit(sw->cache);
+        flow_cache_hits(sw->cache, 1);
     index = match ? match->answer : find_rule(sw, batch, i);
     if (index == CLASSIFIER_NONE)
         return TO_MANY;
@@ -423,9 +328,7 @@ static int go_to(const struct net_switch *sw, struct packet *packet,
     return PATH_GO;
 }
 
-/* Finds the receiver by the address. */
-NOT_INLINE
-static int find_receiver(struct net_switch *sw, struct batch *batch, struct packet *packet,
+int switch_find_receiver(struct net_switch *sw, struct batch *batch, struct packet *packet,
                          const uint8_t *mac)
 {
     struct switch_port *to;
@@ -488,10 +391,10 @@ static inline int route(struct net_switch *sw, struct batch *batch, unsigned i, 
         return PATH_GO;
     }
     if (from->learns)
-        learn(sw, from, header + 6, packet->vlan, batch_now_s(sw, batch));
+        switch_learn(sw, batch, packet, header + 6);
     if (to != TO_MANY)
         return redirect(sw, packet, from, to);
-    drop = find_receiver(sw, batch, packet, header);
+    drop = switch_find_receiver(sw, batch, packet, header);
     *before = (struct likeness){
         .is = drop == PATH_GO,
         .link = batch->link[i],
@@ -528,20 +431,7 @@ static inline bool is_like(const struct likeness *before, const struct packet *p
            flow_mac(header + 6) == before->src;
 }
 
-static inline bool is_same_link(const uint8_t *a, const uint8_t *b)
-{
-    flow_pair x, y, difference;
-
-    memcpy(&x, a, LINK_BYTES);
-    memcpy(&y, b, LINK_BYTES);
-    difference = x ^ y;
-    return (difference[0] | difference[1]) == 0;
-}
-
-/* What the link layer says: PATH_GO, or why the frame is dropped. `link`: a frame of the batch that it
- * may be like; becomes this one, if others may be like it. */
-NOT_INLINE
-static int look_at_link(struct batch *batch, unsigned i, unsigned *link)
+int switch_look_at_link(struct batch *batch, unsigned i, unsigned *link)
 {
     struct packet *packet = &batch->packets[i];
     const uint8_t *header = batch->headers[i];
@@ -579,12 +469,12 @@ static inline int look_at(struct net_switch *sw, struct batch *batch, unsigned i
         return SWITCH_DROP_MALFORMED;
     if (*link != NO_LINK && packet->header >= LINK_BYTES &&
         (!frame->needs_csum || frame->csum_start >= ADDRESSES + 2) &&
-        is_same_link(header, batch->headers[*link])) {
+        switch_is_same_link(header, batch->headers[*link])) {
         packet->tag = batch->packets[*link].tag;
         packet->vlan = batch->packets[*link].vlan;
         batch->link[i] = (uint8_t)*link;
     } else {
-        result = look_at_link(batch, i, link);
+        result = switch_look_at_link(batch, i, link);
     }
     if (result == PATH_GO && sw->classifier)
         result = probe_rules(sw, batch, i);
@@ -702,38 +592,6 @@ static void look_at_all(struct net_switch *sw, struct batch *batch)
     batch->from->counters.in_bytes += bytes;
 }
 
-/*
- * As long as all frames go to one port, and as they came, they are built here at once, and there are no
- * shares. False: the frame is another one.
- */
-static inline bool add_to_direct(struct net_switch *sw, struct batch *batch, unsigned i)
-{
-    struct sending *direct = &batch->direct;
-    const struct packet *packet = &batch->packets[i];
-
-    if (packet->to == TO_MANY || packet->rule_mirror >= 0)
-        return false;
-    if (!direct->to)
-        start_sending(sw, batch, direct, sw->ports[packet->to]);
-    if (direct->to->number != packet->to || !is_plain(batch, direct, i))
-        return false;
-    add_plain(batch, direct, i);
-    return true;
-}
-
-/* Makes a share of what was built. */
-NOT_INLINE
-static struct share *end_direct(struct net_switch *sw, struct batch *batch)
-{
-    struct share *share = NULL;
-
-    for (unsigned k = 0; k < batch->direct.n; k++)
-        share = add_to_share(sw, batch, batch->sent_packet[k], share);
-    batch->direct.n = 0;
-    batch->is_direct = false;
-    return share;
-}
-
 NOT_INLINE
 static void decide_all(struct net_switch *sw, struct batch *batch)
 {
@@ -742,8 +600,6 @@ static void decide_all(struct net_switch *sw, struct batch *batch)
 
     if (from->in.rate)
         token_bucket_fill(&from->in, batch_now(sw, batch));
-    batch->is_direct = !from->mirror_in;
-    batch->direct = (struct sending){0};
     for (unsigned i = 0; i < batch->n; i++) {
         int drop = batch->early[i];
 
@@ -754,10 +610,6 @@ static void decide_all(struct net_switch *sw, struct batch *batch)
             from->counters.dropped[drop]++;
             continue;
         }
-        if (batch->is_direct && add_to_direct(sw, batch, i))
-            continue;
-        if (batch->is_direct)
-            share = end_direct(sw, batch);
         share = add_to_share(sw, batch, i, share);
     }
 }
@@ -860,8 +712,7 @@ static void mirror_sent(struct net_switch *sw, struct batch *batch, const struct
     }
 }
 
-/* Sends the n frames of batch->sent. */
-static void send_built(struct net_switch *sw, struct batch *batch, struct switch_port *to,
+void switch_send_built(struct net_switch *sw, struct batch *batch, struct switch_port *to,
                        unsigned n)
 {
     unsigned taken;
@@ -884,7 +735,7 @@ static void send_built(struct net_switch *sw, struct batch *batch, struct switch
 
 static void flush_sending(struct net_switch *sw, struct batch *batch, struct sending *sending)
 {
-    send_built(sw, batch, sending->to, sending->n);
+    switch_send_built(sw, batch, sending->to, sending->n);
     sending->n = sending->pieces = 0;
 }
 
@@ -920,8 +771,6 @@ static inline void add_frame(struct net_switch *sw, struct batch *batch, struct 
 NOT_INLINE
 static void send_shares(struct net_switch *sw, struct batch *batch)
 {
-    if (batch->is_direct)
-        flush_sending(sw, batch, &batch->direct);
     for (unsigned s = 0; s < batch->n_shares; s++) {
         const struct share *share = &batch->shares[s];
         struct sending sending;
@@ -1020,15 +869,13 @@ static void mirror_by_rules(struct net_switch *sw, struct batch *batch)
         start_sending(sw, batch, &sending, sw->ports[packet->rule_mirror]);
         make_as_came(batch, i, 0, &pieces);
         batch->sent_packet[0] = (uint8_t)i;
-        send_built(sw, batch, sending.to, 1);
+        switch_send_built(sw, batch, sending.to, 1);
     }
 }
 
 NOT_INLINE
 static void mirror_all(struct net_switch *sw, struct batch *batch)
 {
-    if (batch->is_direct) /* their place is needed */
-        end_direct(sw, batch);
     for (uint32_t left = batch->from->mirror_in; left; left &= left - 1)
         mirror_came(sw, batch, (unsigned)__builtin_ctz(left));
     if (batch->rule_mirrors)
@@ -1045,11 +892,23 @@ static void drop_all(struct switch_port *port, const struct net_frame *frames, u
         port->counters.in_bytes += frames[i].length;
 }
 
+static void forward(struct net_switch *sw, struct batch *batch)
+{
+    look_at_all(sw, batch);
+    decide_all(sw, batch);
+    if (batch->from->mirror_in || batch->rule_mirrors)
+        mirror_all(sw, batch);
+    send_shares(sw, batch);
+    if (batch->n_many)
+        send_many(sw, batch);
+}
+
 static unsigned end_deliver(struct net_port *end, const struct net_frame *frames, unsigned n)
 {
     struct switch_port *port = switch_port_of(end);
     struct net_switch *sw = port->sw;
     struct batch *batch;
+    unsigned done;
 
     assert(n > 0 && n <= NET_BATCH);
     port->counters.in_frames += n;
@@ -1065,14 +924,11 @@ static unsigned end_deliver(struct net_port *end, const struct net_frame *frames
     batch->n_shares = batch->n_many = 0;
     batch->now_ns = 0;
     batch->before.is = batch->rule_mirrors = false;
-    batch->hashed = NO_LINK;
-    look_at_all(sw, batch);
-    decide_all(sw, batch);
-    if (port->mirror_in || batch->rule_mirrors)
-        mirror_all(sw, batch);
-    send_shares(sw, batch);
-    if (batch->n_many)
-        send_many(sw, batch);
+    done = switch_train(sw, batch);
+    batch->frames += done;
+    batch->n -= done;
+    if (batch->n)
+        forward(sw, batch);
     sw->depth--;
     if (sw->graves && sw->depth == 0)
         switch_bury(sw);
