@@ -11,8 +11,8 @@ ifeq ($(origin CC),default)
   CC := gcc
 endif
 
-# libslirp, libmicrohttpd, libcurl, GnuTLS and libyaml are not linked: they are loaded when they are needed.
-PKGS := liburing slirp libmicrohttpd libcurl gnutls yaml-0.1 jansson libzstd liblz4 liblzma zlib
+# libslirp, libmicrohttpd, GnuTLS and libyaml are not linked: they are loaded when they are needed.
+PKGS := liburing slirp libmicrohttpd gnutls yaml-0.1 jansson libzstd liblz4 liblzma zlib
 
 WARN        := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes $(WERROR)
 CFLAGS_ALL   = -std=gnu17 $(O) $(WARN) -fno-strict-aliasing -fstack-protector-strong -I. \

@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
     # to build
     build-essential pkg-config
-    libfdt-dev libglib2.0-dev libjansson-dev liblz4-dev liblzma-dev libslirp-dev libmicrohttpd-dev libcurl4-gnutls-dev libgnutls28-dev libyaml-dev liburing-dev libzstd-dev zlib1g-dev
+    libfdt-dev libglib2.0-dev libjansson-dev liblz4-dev liblzma-dev libslirp-dev libmicrohttpd-dev libgnutls28-dev libyaml-dev liburing-dev libzstd-dev zlib1g-dev
     # to test
     acpica-tools libcriterion-dev mandoc gnutls-bin
     # the network modes

@@ -1,91 +1,29 @@
 /*
- * The client of the control socket: HTTP by libcurl, JSON by jansson.
+ * The client of the control socket: which socket, what is asked there, what the answer means.
  *
- * libcurl is loaded when a command asks something, and not linked: with the thirty libraries it
- * brings, it would slow the start of every guest. Main thread of a command that runs no guest.
+ * HTTP itself is http_client.c's, JSON jansson's. Main thread of a command that runs no guest, or one
+ * beside it; no state.
  */
 #include "vmm/client.h"
 
-#include <curl/curl.h>
 #include <dirent.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "vmm/control.h"
+#include "vmm/http_client.h"
 #include "vmm/util/log.h"
 #include "vmm/util/rundir.h"
 
-#define TIMEOUT_S 10L
-#define ANSWER_MAX (4u * 1024 * 1024)
+#define TIMEOUT_MS 10000
 #define SUFFIX ".sock"
-
-struct curl_api {
-    __typeof__(&curl_easy_init) init;
-    CURLcode (*setopt)(CURL *handle, CURLoption option, ...);
-    __typeof__(&curl_easy_perform) perform;
-    CURLcode (*getinfo)(CURL *handle, CURLINFO info, ...);
-    __typeof__(&curl_easy_cleanup) cleanup;
-    __typeof__(&curl_easy_strerror) strerror;
-};
-
-static int load_curl(struct curl_api *api)
-{
-    static const char *const names[] = {CURL_SONAME, CURL_OTHER_SONAME};
-    const struct {
-        const char *name;
-        void *function;
-    } symbols[] = {
-        {"curl_easy_init", &api->init},       {"curl_easy_setopt", &api->setopt},
-        {"curl_easy_perform", &api->perform}, {"curl_easy_getinfo", &api->getinfo},
-        {"curl_easy_cleanup", &api->cleanup}, {"curl_easy_strerror", &api->strerror},
-    };
-    void *library = NULL;
-
-    for (size_t i = 0; !library && i < sizeof(names) / sizeof(names[0]); i++)
-        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        log_error("asking a running guest needs libcurl, which cannot be loaded (%s); on Debian: "
-                  "apt-get install libcurl3-gnutls", dlerror());
-        return -ENOEXEC;
-    }
-    for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
-        void *symbol = dlsym(library, symbols[i].name);
-
-        if (!symbol) {
-            log_error("libcurl has no %s()", symbols[i].name);
-            return -ENOEXEC;
-        }
-        memcpy(symbols[i].function, &symbol, sizeof(symbol));
-    }
-    return 0;
-}
-
-struct answer {
-    char *bytes; /* owns */
-    size_t length;
-};
-
-static size_t receive(const char *data, size_t size, size_t n, void *opaque)
-{
-    struct answer *answer = opaque;
-    size_t length = size * n;
-    char *grown;
-
-    if (length > ANSWER_MAX - answer->length)
-        return 0; /* libcurl then fails with CURLE_WRITE_ERROR */
-    grown = realloc(answer->bytes, answer->length + length + 1);
-    if (!grown)
-        return 0;
-    answer->bytes = grown;
-    memcpy(answer->bytes + answer->length, data, length);
-    answer->length += length;
-    return length;
-}
 
 static int socket_path(const char *name, char *path, size_t size)
 {
@@ -131,33 +69,51 @@ struct target {
     char object[CONTROL_NAME_MAX + 1];
 };
 
-static CURLcode perform(const struct curl_api *api, CURL *curl, const char *path,
-                        const struct target *target, const struct client_request *request,
-                        const char *body, struct answer *answer)
+/* The socket of that path; -ENOENT: nobody listens there. */
+static int connect_to(const char *path)
 {
-    char url[512];
+    const struct timeval patience = {.tv_sec = TIMEOUT_MS / 1000};
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    int fd, err = 0;
 
-    /* The host is a formality: the socket says who is asked. Names need no escaping. */
-    snprintf(url, sizeof(url), "http://ferry%s%s%s%s%s", request->path,
-             target->object[0] ? "?" : "", target->object[0] ? family_of(request)->key : "",
-             target->object[0] ? "=" : "", target->object);
-    api->setopt(curl, CURLOPT_URL, url);
-    api->setopt(curl, CURLOPT_UNIX_SOCKET_PATH, path);
-    api->setopt(curl, CURLOPT_CUSTOMREQUEST, request->method);
-    if (!request->patient)
-        api->setopt(curl, CURLOPT_TIMEOUT, TIMEOUT_S);
-    api->setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    api->setopt(curl, CURLOPT_PROXY, "");
-    api->setopt(curl, CURLOPT_WRITEFUNCTION, receive);
-    api->setopt(curl, CURLOPT_WRITEDATA, answer);
-    if (body)
-        api->setopt(curl, CURLOPT_POSTFIELDS, body);
-    return api->perform(curl);
+    if (strlen(path) >= sizeof(at.sun_path))
+        return -ENAMETOOLONG;
+    strcpy(at.sun_path, path);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    if (connect(fd, (const struct sockaddr *)&at, sizeof(at)) < 0)
+        err = errno == ECONNREFUSED ? -ENOENT : -errno;
+    if (!err)
+        return fd;
+    close(fd);
+    return err;
 }
 
-static int read_answer(const struct client_request *request, long status,
-                       const struct answer *answer, json_t **reply)
+/* One exchange with the process that listens there. */
+static int exchange(const char *path, const struct target *target,
+                    const struct client_request *request, struct http_answer *answer)
 {
+    char what[512]; /* names need no escaping */
+    char *body = request->body ? json_dumps(request->body, JSON_COMPACT) : NULL;
+    int fd = request->body && !body ? -ENOMEM : connect_to(path), err = fd;
+
+    snprintf(what, sizeof(what), "%s%s%s%s%s", request->path, target->object[0] ? "?" : "",
+             target->object[0] ? family_of(request)->key : "", target->object[0] ? "=" : "",
+             target->object);
+    if (fd >= 0) {
+        err = http_ask(fd, request->method, what, body, request->patient ? -1 : TIMEOUT_MS, answer);
+        close(fd);
+    }
+    free(body);
+    return err;
+}
+
+static int read_answer(const struct client_request *request, const struct http_answer *answer,
+                       json_t **reply)
+{
+    const int status = answer->status;
     json_t *json = NULL;
 
     if (answer->length > 0)
@@ -187,44 +143,31 @@ static int read_answer(const struct client_request *request, long status,
 
 /* One request to one process. The socket of one that was killed is still there, but nobody answers:
  * -ENOENT, which the caller logs. */
-static int ask_target(const struct curl_api *api, const struct target *target,
-                      const struct client_request *request, json_t **reply)
+static int ask_target(const struct target *target, const struct client_request *request,
+                      json_t **reply)
 {
-    char path[PATH_MAX + 80], *body = NULL;
-    struct answer answer = {0};
-    long status = 0;
-    CURLcode code;
-    CURL *curl;
+    char path[PATH_MAX + 80];
+    struct http_answer answer = {0};
     int err = socket_path(target->process, path, sizeof(path));
 
     if (err)
         return err;
-    curl = api->init();
-    if (!curl)
-        return -ENOMEM;
-    if (request->body)
-        body = json_dumps(request->body, JSON_COMPACT);
-    code = perform(api, curl, path, target, request, body, &answer);
-    if (code == CURLE_OK) {
-        api->getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
-        err = read_answer(request, status, &answer, reply);
-    } else if (code == CURLE_COULDNT_CONNECT) {
-        err = -ENOENT;
-    } else {
+    err = exchange(path, target, request, &answer);
+    if (!err) {
+        err = read_answer(request, &answer, reply);
+    } else if (err != -ENOENT) {
         if (!request->quiet)
-            log_error("%s: %s", request->name, api->strerror(code));
+            log_error("%s: %s", request->name,
+                      err == -EBADMSG ? "what listens at its socket is no ferry" : strerror(-err));
         err = -EIO;
     }
-    api->cleanup(curl);
-    free(body);
-    free(answer.bytes);
+    http_answer_fini(&answer);
     return err;
 }
 
 /* ---- which process has it ---- */
 
 struct search {
-    const struct curl_api *api;
     const struct family *family;
     const char *name;
     struct target found;
@@ -241,7 +184,7 @@ static void look_into(void *arg, const char *process)
     size_t i;
 
     snprintf(target.process, sizeof(target.process), "%s", process);
-    if (ask_target(search->api, &target, &list, &objects) < 0)
+    if (ask_target(&target, &list, &objects) < 0)
         return;
     json_array_foreach(objects, i, object) {
         const char *name = json_string_value(json_object_get(object, "name"));
@@ -255,10 +198,10 @@ static void look_into(void *arg, const char *process)
     json_decref(objects);
 }
 
-static int find_object(const struct curl_api *api, const struct client_request *request,
-                       const struct family *family, struct target *target)
+static int find_object(const struct client_request *request, const struct family *family,
+                       struct target *target)
 {
-    struct search search = {.api = api, .family = family, .name = request->name};
+    struct search search = {.family = family, .name = request->name};
     const char *noun = family->noun;
     int err = client_names(look_into, &search);
 
@@ -292,21 +235,17 @@ int client_ask(const struct client_request *request, json_t **reply)
 {
     const struct family *family = family_of(request);
     struct target target;
-    struct curl_api api;
     int err;
 
     if (reply)
         *reply = NULL;
     err = read_name(request->name, &target);
     if (!err) {
-        err = load_curl(&api);
-        if (err)
-            return err;
-        err = ask_target(&api, &target, request, reply);
+        err = ask_target(&target, request, reply);
         if (err == -ENOENT && !target.object[0] && family) {
-            err = find_object(&api, request, family, &target);
+            err = find_object(request, family, &target);
             if (!err)
-                err = ask_target(&api, &target, request, reply);
+                err = ask_target(&target, request, reply);
         }
     }
     if (err == -ENOENT && !request->quiet && family && family->noun[0] == 's')

@@ -8,17 +8,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* libcurl, which is loaded when it is needed, under the names that Debian and others give it. */
-#define CURL_SONAME "libcurl-gnutls.so.4"
-#define CURL_OTHER_SONAME "libcurl.so.4"
-
 /*
  * name: of a process, or for paths about a guest (/api/v1/vm.*) or a switch (/api/v1/net.*) of that,
  * in whatever process it is, or PROCESS/NAME. method and path as in the table of routes; body NULL:
  * none. *reply (may be NULL) is then the answer's JSON or NULL, owned by the caller. Blocks, a few
  * seconds at most. Errors: -ENOENT (nothing of that name runs), -EINVAL (several have that name, or
  * what is asked makes no sense there), -EREMOTEIO (it refused), -EIO (no sense in the answer), others
- * of libcurl's as -EIO; logged, unless `quiet`.
+ * of the connection as -EIO; logged, unless `quiet`.
  */
 struct client_request {
     const char *name;

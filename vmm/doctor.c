@@ -25,7 +25,6 @@
 #include "migration/tls_api.h"
 #include "net/slirp_api.h"
 #include "vmm/arch.h"
-#include "vmm/client.h"
 #include "vmm/http_api.h"
 #include "vmm/memory.h"
 #include "vmm/memory_file.h"
@@ -283,15 +282,13 @@ static void check_userfaultfd(struct diagnosis *diagnosis, json_t *host)
 
 /* Libraries that are loaded when something asks for what they do. */
 static const struct {
-    const char *name, *soname, *other_soname, *use, *advice;
+    const char *name, *soname, *use, *advice;
 } libraries[] = {
-    {"libslirp", SLIRP_SONAME, SLIRP_SONAME, "--net nat", "on Debian: apt-get install libslirp0"},
-    {"libmicrohttpd", HTTP_SONAME, HTTP_SONAME, "the control socket",
+    {"libslirp", SLIRP_SONAME, "--net nat", "on Debian: apt-get install libslirp0"},
+    {"libmicrohttpd", HTTP_SONAME, "the control socket",
      "on Debian: apt-get install libmicrohttpd12"},
-    {"libcurl", CURL_SONAME, CURL_OTHER_SONAME, "ferry ps, pause, resume, reboot and stop",
-     "on Debian: apt-get install libcurl3-gnutls"},
-    {"libgnutls", TLS_SONAME, TLS_SONAME, "migration by tls:", "on Debian: apt-get install libgnutls30"},
-    {"libyaml", YAML_SONAME, YAML_SONAME, "ferry up", "on Debian: apt-get install libyaml-0-2"},
+    {"libgnutls", TLS_SONAME, "migration by tls:", "on Debian: apt-get install libgnutls30"},
+    {"libyaml", YAML_SONAME, "ferry up", "on Debian: apt-get install libyaml-0-2"},
 };
 
 static void check_libraries(struct diagnosis *diagnosis, json_t *host)
@@ -301,8 +298,6 @@ static void check_libraries(struct diagnosis *diagnosis, json_t *host)
     for (size_t i = 0; i < sizeof(libraries) / sizeof(libraries[0]); i++) {
         void *library = dlopen(libraries[i].soname, RTLD_LAZY | RTLD_LOCAL);
 
-        if (!library)
-            library = dlopen(libraries[i].other_soname, RTLD_LAZY | RTLD_LOCAL);
         json_object_set_new(list, libraries[i].name, json_boolean(library != NULL));
         if (library)
             add(diagnosis, VERDICT_OK, libraries[i].name, NULL, "is there, for %s",
