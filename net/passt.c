@@ -32,6 +32,10 @@
 /* More than a guest's TCP window is: passt drops what its socket has no room for, and a stream waits
  * two seconds for it to notice. It sets this itself, but not for a socket that it is handed. */
 #define PASST_BUFFER (8 << 20)
+/* Towards passt: two large segments or four, so that it takes and acknowledges one while the next is
+ * made. It takes all that there is before it acknowledges any: of what fits into a MiB, a guest's whole
+ * window, after which nobody has anything to do, sometimes until the guest sends it again. */
+#define OWN_BUFFER (128 << 10)
 
 struct passt {
     pid_t pid;
@@ -183,10 +187,8 @@ static int start(struct passt *passt, const struct passt_config *config, int end
 }
 
 /* As much as the host allows, which is all with CAP_NET_ADMIN. */
-static void make_room(int end)
+static void make_room(int end, int room)
 {
-    const int room = PASST_BUFFER;
-
     if (setsockopt(end, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room)) < 0)
         (void)setsockopt(end, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
 }
@@ -206,7 +208,8 @@ int passt_create(struct passt **out, struct loop *loop, const struct passt_confi
         free(passt);
         return err;
     }
-    make_room(ends[1]);
+    make_room(ends[0], OWN_BUFFER);
+    make_room(ends[1], PASST_BUFFER);
     err = start(passt, config, ends[1]);
     close(ends[1]);
     stream.fd = ends[0];

@@ -2,8 +2,8 @@
  * A port on a stream socket: connecting, listening, framing.
  *
  * To the peer: a batch is one sendmsg(2), out of the sender's memory. What of a frame the socket does
- * not take is copied and sent when it can be; frames behind it are refused until then, so that the
- * sender holds them back.
+ * not take is copied and sent when it can be, and short frames of the same batch with it; others are
+ * refused until then, so that the sender holds them back.
  *
  * From the peer: the ring reads into one buffer; the frames in it are delivered from there. While the
  * receiver has no room nothing is read, and the peer's own socket fills.
@@ -40,10 +40,13 @@
 #define PREFIX 4u /* bytes of length before each frame */
 #define RECORD_MAX (PREFIX + NET_FRAME_MAX)
 #define IN_ROOM (4u * RECORD_MAX)
+/* For the frame in which the socket stopped, and what of short ones comes with it: those that a large
+ * segment was cut into are sent or refused together. */
+#define OUT_ROOM (2u * RECORD_MAX)
 #define PIECES 1024u /* UIO_MAXIOV */
-/* Towards a slow peer: as much as the kernel gives by itself is too little for a batch of long
- * frames. */
-#define SOCKET_BUFFER (1u << 20)
+/* Of a local socket; as much as the kernel gives by itself is little for long frames. Those of TCP
+ * grow as they have to, unless they are told, and whoever hands over a socket has seen to it. */
+#define LOCAL_BUFFER (1 << 20)
 
 struct stream_port {
     struct net_port port;
@@ -76,7 +79,7 @@ struct stream_port {
     struct iovec pieces[PIECES];
     uint32_t prefixes[NET_BATCH];
     uint8_t in[IN_ROOM];
-    uint8_t out[RECORD_MAX];
+    uint8_t out[OUT_ROOM];
 };
 
 static struct stream_port *stream_of(struct net_port *port)
@@ -215,26 +218,30 @@ static void wait_for_room(struct stream_port *s)
         loop_poll(s->loop, &s->draining, s->fd, POLLOUT);
 }
 
-/* The bytes of frames from `first` on that follow the `sent` first ones, as far as they belong to the
- * frame in which the socket stopped: kept. Returns how many frames are dealt with. */
+static void keep(struct stream_port *s, const struct net_frame *frame)
+{
+    const uint32_t prefix = htonl((uint32_t)frame->length);
+
+    memcpy(s->out + s->out_used, &prefix, sizeof(prefix));
+    net_frame_copy(frame, s->out + s->out_used + PREFIX);
+    s->out_used += PREFIX + frame->length;
+}
+
+/* The socket took `sent` bytes of n frames: keeps the rest of that in which it stopped, and those
+ * behind it as long as there is room. Returns how many frames are dealt with. */
 static unsigned keep_rest(struct stream_port *s, const struct net_frame *frames, unsigned n,
                           size_t sent)
 {
     unsigned i = 0;
-    uint8_t record[PREFIX];
-    uint32_t prefix;
 
     while (i < n && sent >= PREFIX + frames[i].length)
         sent -= PREFIX + frames[i++].length;
-    if (sent == 0 || i == n)
+    if (sent == 0)
         return i;
-    prefix = htonl((uint32_t)frames[i].length);
-    memcpy(record, &prefix, sizeof(prefix));
-    memcpy(s->out, record, PREFIX);
-    net_frame_copy(&frames[i], s->out + PREFIX);
     s->out_at = sent;
-    s->out_used = PREFIX + frames[i].length;
-    return i + 1;
+    while (i < n && s->out_used + PREFIX + frames[i].length <= OUT_ROOM)
+        keep(s, &frames[i++]);
+    return i;
 }
 
 /* As many frames as fit in one message; their pieces in *used. */
@@ -362,16 +369,17 @@ static const struct net_port_ops port_ops = {.deliver = port_deliver, .ready = p
 
 static void set_connected(struct stream_port *s)
 {
-    const int on = 1, room = SOCKET_BUFFER;
+    const int on = 1, room = LOCAL_BUFFER;
 
     /* The ring reads when there is something, and does not fail because there is not. */
     (void)fcntl(s->fd, F_SETFL, fcntl(s->fd, F_GETFL) & ~O_NONBLOCK);
     s->connected = true;
     s->complained = false;
     s->in_used = s->in_at = s->out_used = s->out_at = 0;
-    (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
     if (s->address.any.sa_family != AF_UNIX)
         (void)setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    else if (!s->adopted)
+        (void)setsockopt(s->fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
     log_info("%s: a peer is connected", s->port.name);
     read_more(s);
 }

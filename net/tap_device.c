@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
+#include <linux/virtio_net.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,14 @@ static int set_nonblocking(int fd)
     return flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ? -errno : 0;
 }
 
+/* Who had the device before may have left it with headers of another size; a new one has this. */
+static int set_header_size(int fd)
+{
+    const int size = sizeof(struct virtio_net_hdr);
+
+    return ioctl(fd, TUNSETVNETHDRSZ, &size) < 0 ? -errno : 0;
+}
+
 /* ---- taps ---- */
 
 /* Opens one more queue. device->name: also a pattern such as "ferry%d"; becomes the device's. */
@@ -57,8 +66,8 @@ static int add_queue(struct tap_device *device, bool several)
     if (several)
         request.ifr_flags |= IFF_MULTI_QUEUE;
     memcpy(request.ifr_name, device->name, IFNAMSIZ);
-    if (ioctl(fd, TUNSETIFF, &request) < 0) {
-        err = -errno;
+    err = ioctl(fd, TUNSETIFF, &request) < 0 ? -errno : set_header_size(fd);
+    if (err) {
         close(fd);
         return err;
     }
@@ -149,7 +158,7 @@ int tap_device_adopt(struct tap_device *device, const char *who, int fd)
 
     *device = (struct tap_device){0};
     if (ioctl(fd, TUNGETIFF, &request) < 0 || !(request.ifr_flags & IFF_VNET_HDR) ||
-        set_nonblocking(fd) < 0) {
+        set_nonblocking(fd) < 0 || set_header_size(fd) < 0) {
         log_error("%s: what was opened is no tap with headers", who);
         return -EINVAL;
     }
@@ -241,8 +250,8 @@ static int add_macvtap_queue(struct tap_device *device, unsigned index, const ui
         return fd;
     if (several)
         request.ifr_flags |= IFF_MULTI_QUEUE;
-    if (ioctl(fd, TUNSETIFF, &request) < 0) {
-        err = -errno;
+    err = ioctl(fd, TUNSETIFF, &request) < 0 ? -errno : set_header_size(fd);
+    if (err) {
         close(fd);
         return err;
     }

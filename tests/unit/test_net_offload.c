@@ -228,6 +228,19 @@ Test(offload, a_sum_does_not_mind_where_pieces_begin)
     }
 }
 
+Test(offload, a_sum_is_right_whatever_the_length)
+{
+    const struct iovec iov = {bytes, 600};
+    const struct net_frame frame = {.iov = &iov, .iovcnt = 1, .length = 600};
+
+    memset(bytes, 0xFF, 600); /* with as many carries as can be */
+    for (unsigned i = 0; i < 600; i += 3)
+        bytes[i] = (uint8_t)(i * i >> 3);
+    for (size_t to = 5; to <= 600; to++)
+        cr_assert_eq(htobe16(net_offload_sum(&frame, 5, to)), sum_of(0, bytes + 5, to - 5),
+                     "to %zu", to);
+}
+
 Test(offload, a_checksum_outside_the_frame_is_dropped_and_counted)
 {
     struct net_frame frame = make(V4, UDP, 10, 0);
@@ -498,6 +511,29 @@ Test(offload, more_segments_than_a_batch_holds_go_in_several)
     cr_assert_eq(n_kept, 600);
     cr_assert_eq(calls, (600 + NET_BATCH - 1) / NET_BATCH);
     assert_sound(&kept[599], V4, TCP);
+}
+
+Test(offload, the_segments_of_a_frame_go_in_one_batch)
+{
+    const struct net_frame frame = make(V4, TCP, 40000, 1000);
+    const struct net_frame frames[2] = {frame, frame};
+
+    room = 40;
+    cr_assert_eq(net_port_send(&sender, frames, 2), 1, "the second is refused whole");
+    cr_assert_eq(n_kept, 40);
+    cr_assert_eq(sender.sent.dropped, 0);
+    cr_assert_eq(calls, 2);
+}
+
+Test(offload, long_frames_go_by_few_before_more_are_summed)
+{
+    struct net_frame frame = make(V4, TCP, 60000, 0), frames[8];
+
+    for (unsigned i = 0; i < 8; i++)
+        frames[i] = frame;
+    cr_assert_eq(net_port_send(&sender, frames, 8), 8);
+    cr_assert_eq(calls, 3);
+    cr_assert(!kept[7].meta.needs_csum);
 }
 
 Test(offload, a_frame_of_which_nothing_found_room_is_refused)

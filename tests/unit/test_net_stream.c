@@ -289,6 +289,21 @@ Test(stream, a_peer_that_does_not_read_holds_frames_back_whole)
     close(peer);
 }
 
+Test(stream, short_frames_are_not_refused_behind_one_in_which_the_socket_stopped)
+{
+    unsigned sent = 0, taken;
+
+    join();
+    do {
+        taken = send_frames(&a, NET_BATCH, 1500, 0);
+        sent += taken;
+        cr_assert(taken == NET_BATCH || taken == 0, "a batch was taken in part");
+        cr_assert_lt(sent, KEPT);
+    } while (taken > 0);
+    await(&b, sent);
+    cr_assert_eq(b.lengths[sent - 1], 1500);
+}
+
 static bool is_refused(void *arg)
 {
     return ((const struct end *)arg)->refusals > 0;
