@@ -73,7 +73,7 @@ value() { tr -d '\r' <console | sed -n "s/^$1=//p" | tail -n 1; }
 # leftovers: kills what the test has left running.
 leftovers() {
     # shellcheck disable=SC2046
-    kill -9 $(pidof ferry httpd nc tcpdump) 2>/dev/null
+    kill -9 $(pidof ferry httpd nc nc.openbsd tcpdump) 2>/dev/null
 }
 
 # indented: what comes in, with no byte that a terminal or a reader of lines could stumble over.

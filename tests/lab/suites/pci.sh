@@ -6,7 +6,7 @@
 tools='
     pci_of() { basename $(dirname $(readlink -f /sys/class/$1/device)); }
     read_disk() { dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum | cut -c 1-64; }
-    wait_file() { n=0; until [ -e $1 ]; do n=$((n + 1)); [ $n -lt 400 ] || return 1; usleep 25000; done; }'
+    wait_file() { n=0; until [ -e $1 ]; do n=$((n + 1)); [ $n -lt 4000 ] || return 1; usleep 25000; done; }'
 
 disk() {
     seq 1 1000000 | head -c 4194304 >image

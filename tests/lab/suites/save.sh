@@ -2,7 +2,8 @@
 # lab: --smp 2
 # shellcheck shell=sh disable=SC2016,SC2034,SC2086,SC2154,SC2164 # the harness's variables, the guests' commands
 
-# Memory, disk, clock, timers, network and both CPUs are used before and after.
+# Memory, disk, clock, timers, network and both CPUs are used before and after; until the host writes
+# a word to the second disk.
 work='
     net-up
     head -c 20000000 /dev/urandom >/tmp/file
@@ -14,8 +15,7 @@ work='
     genid=$(genid) told=$(told)
     [ -d /sys/bus/acpi/devices/FRRY0001:00 ] && echo genid=described
     echo working
-    i=0
-    while [ $i -lt 60 ]; do usleep 100000; i=$((i + 1)); done
+    until [ "$(dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | head -c 3)" = end ]; do usleep 100000; done
     kill $spin
     [ "$before" = "$(sha256sum </tmp/file)" ] && echo memory=same
     [ "$(head -c 8388608 /tmp/file | sha256sum)" = "$(head -c 8388608 /dev/vda | sha256sum)" ] && echo disk=same
@@ -27,7 +27,8 @@ work='
 
 test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
     truncate -s 16M disk
-    guest_start "$work" --name web --cpus 2 --disk disk --net nat
+    truncate -s 4096 word
+    guest_start "$work" --name web --cpus 2 --disk disk --disk word --net nat
     wait_for '^working' console
     ferry save web file
     guest_end
@@ -37,6 +38,7 @@ test_guest_is_saved_and_restored_in_the_middle_of_its_work() {
     lacks '^genid=changed'
     ferry restore file </dev/null >console 2>ferry &
     FERRY=$!
+    echo end | dd of=word conv=notrunc
     guest_end
     cat ferry
     [ $STATUS = 0 ]
