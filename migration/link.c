@@ -44,6 +44,8 @@ struct link {
     bool heard;           /* something was received */
     unsigned patience_ms; /* for receiving */
     uint64_t sent; /* bytes */
+    const struct link *watched[LINK_MAX_WATCHED]; /* borrowed */
+    unsigned n_watched;
     char name[LINK_TEXT_MAX];
 };
 
@@ -132,18 +134,42 @@ void link_set_patience(struct link *link, unsigned ms)
     link->patience_ms = ms;
 }
 
+int link_watch(struct link *link, const struct link *other)
+{
+    if (link->n_watched == LINK_MAX_WATCHED)
+        return -ENOSPC;
+    link->watched[link->n_watched++] = other;
+    return 0;
+}
+
+void link_unwatch(struct link *link)
+{
+    link->n_watched = 0;
+}
+
+static bool has_event(const struct pollfd *fds, nfds_t n)
+{
+    while (n > 0)
+        if (fds[--n].revents)
+            return true;
+    return false;
+}
+
 /* For the socket to be ready for `events`, at most until deadline_ns. */
 static int wait_ready(struct link *link, short events, uint64_t deadline_ns)
 {
-    struct pollfd fds[2] = {{.fd = link->cancel_fd, .events = POLLIN},
-                            {.fd = link->fd, .events = events}};
+    struct pollfd fds[2 + LINK_MAX_WATCHED] = {{.fd = link->cancel_fd, .events = POLLIN},
+                                               {.fd = events ? link->fd : -1, .events = events}};
+
+    for (unsigned i = 0; i < link->n_watched; i++)
+        fds[2 + i] = (struct pollfd){.fd = link->watched[i]->fd, .events = POLLRDHUP};
 
     for (;;) {
         uint64_t now = loop_now_ns();
         uint64_t left = now < deadline_ns ? deadline_ns - now : 0;
         const struct timespec limit = {.tv_sec = (time_t)(left / 1000000000ull),
                                        .tv_nsec = (long)(left % 1000000000ull)};
-        int n = ppoll(fds, events ? 2 : 1, &limit, NULL);
+        int n = ppoll(fds, 2 + link->n_watched, &limit, NULL);
 
         if (n < 0 && errno != EINTR)
             return -errno;
@@ -151,6 +177,9 @@ static int wait_ready(struct link *link, short events, uint64_t deadline_ns)
             return -ETIMEDOUT;
         if (n > 0 && fds[0].revents)
             return -ECANCELED;
+        /* What this one has to say goes before the end of the others. */
+        if (n > 0 && !fds[1].revents && has_event(fds + 2, link->n_watched))
+            return -ECONNRESET;
         if (n > 0)
             return 0;
     }
@@ -332,6 +361,7 @@ static void take_leave(struct link *link)
 
 void link_abort(struct link *link, const char *why)
 {
+    link_unwatch(link); /* the peer is to hear it all the same */
     if (link_send(link, STREAM_ABORT, "", why, strlen(why)) == 0)
         take_leave(link);
 }

@@ -64,6 +64,13 @@ void link_destroy(struct link *link);
 /* Whether descriptors can be sent along. */
 bool link_is_unix(const struct link *link);
 void link_cancel(struct link *link);
+/*
+ * While this link waits, the end of another counts as its own (-ECONNRESET): of one that only sends, which
+ * does not see it by itself when it has nothing to send. `other` is borrowed until link_unwatch(). -ENOSPC.
+ */
+#define LINK_MAX_WATCHED 15
+int link_watch(struct link *link, const struct link *other);
+void link_unwatch(struct link *link);
 /* A cancellation counts no more. */
 void link_rearm(struct link *link);
 /* For the peer to send something, instead of LINK_PATIENCE_MS; 0: without end. */

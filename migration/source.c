@@ -259,6 +259,8 @@ int source_finish(struct source *s, const struct snapshot *state, bool paused)
 
     if (!err) {
         err = expect(s, STREAM_READY, &payload);
+        /* The others have carried all. */
+        link_unwatch(s->link);
         s->follows = !err && strcmp(payload, FOLLOW_READY) == 0;
         if (!err)
             free(payload);

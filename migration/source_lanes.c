@@ -72,6 +72,8 @@ int source_announce_lanes(struct source *s)
     return link_send(s->link, STREAM_TRANSFER, "", &transfer, sizeof(transfer));
 }
 
+_Static_assert(LINK_MAX_WATCHED >= PAGES_MAX_STREAMS - 1, "the first watches all others");
+
 /* Takes the link over. */
 static int add_lane(struct source *s, struct link *link)
 {
@@ -89,7 +91,9 @@ static int add_lane(struct source *s, struct link *link)
         link_cancel(link);
     pthread_mutex_unlock(&s->lock);
     memcpy(join.token, s->token, sizeof(join.token));
-    err = link_send_header(link);
+    err = link_watch(s->link, link);
+    if (!err)
+        err = link_send_header(link);
     return err ? err : link_send(link, STREAM_JOIN, "", &join, sizeof(join));
 }
 

@@ -117,7 +117,7 @@ once_more() {
 
 suite_asan_guest() {
     once_more '' tests/guest/run-tests --ferry "$BUILD/asan/ferry" --guests "$BUILD/guest" \
-        --deadline 120 | sed -u -E 's/^((not )?ok|skipped) /\1 asan: /'
+        --deadline 120 --moves 20 --faults 4 | sed -u -E 's/^((not )?ok|skipped) /\1 asan: /'
     return "${PIPESTATUS[0]}"
 }
 

@@ -341,3 +341,76 @@ Test(migration_lanes, refuse_compressed_pages_that_are_not_what_they_say)
     cr_expect_eq(receive_packed((struct claim){.method = COMPRESS_LZ4, .pages = 1, .garbled = true}),
                  -EBADMSG);
 }
+
+/* ---- the end of a connection that has nothing to send ---- */
+
+struct links {
+    struct link *first, *further;
+    int first_peer, further_peer;
+};
+
+static void make_link(struct link **link, int *peer)
+{
+    int pair[2];
+
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    cr_assert_eq(link_create(link, pair[0], "a test"), 0);
+    *peer = pair[1];
+}
+
+static struct links make_links(void)
+{
+    struct links l;
+
+    make_link(&l.first, &l.first_peer);
+    make_link(&l.further, &l.further_peer);
+    cr_assert_eq(link_watch(l.first, l.further), 0);
+    return l;
+}
+
+static void end_links(struct links *l)
+{
+    link_destroy(l->first);
+    link_destroy(l->further);
+    close(l->first_peer);
+}
+
+Test(migration_lanes, its_end_is_noticed_by_the_first_one_while_that_waits)
+{
+    struct links l = make_links();
+
+    close(l.further_peer);
+    cr_expect_eq(link_await(l.first, UINT32_MAX), -ECONNRESET);
+    end_links(&l);
+}
+
+Test(migration_lanes, what_the_first_one_has_to_say_goes_before_the_end_of_another)
+{
+    struct links l = make_links();
+
+    cr_assert_eq(write(l.first_peer, "x", 1), 1);
+    close(l.further_peer);
+    cr_expect_eq(link_await(l.first, UINT32_MAX), 0);
+    end_links(&l);
+}
+
+Test(migration_lanes, one_that_has_carried_all_may_end)
+{
+    struct links l = make_links();
+
+    close(l.further_peer);
+    link_unwatch(l.first);
+    cr_expect_eq(link_await(l.first, 1), -ETIMEDOUT);
+    end_links(&l);
+}
+
+Test(migration_lanes, no_more_are_watched_than_there_can_be)
+{
+    struct links l = make_links();
+
+    for (unsigned i = 1; i < LINK_MAX_WATCHED; i++)
+        cr_assert_eq(link_watch(l.first, l.further), 0);
+    cr_expect_eq(link_watch(l.first, l.further), -ENOSPC);
+    close(l.further_peer);
+    end_links(&l);
+}
