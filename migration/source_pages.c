@@ -316,6 +316,18 @@ static bool in_hole(struct lane *lane, unsigned region, uint64_t page, uint64_t 
     return false;
 }
 
+/* Whether a word's pages are holes that the destination need not be told of: then they are counted. */
+static bool skip_word(struct lane *lane, const struct region_bits *bits, uint64_t page,
+                      uint64_t hole_until)
+{
+    uint64_t word = page / SOURCE_WORD_BITS;
+
+    if (page % SOURCE_WORD_BITS || page + SOURCE_WORD_BITS > hole_until || bits->there[word])
+        return false;
+    lane->zero_pages += (uint64_t)__builtin_popcountll(bits->todo[word]);
+    return true;
+}
+
 static int send_chunk(struct lane *lane, unsigned region, uint64_t first, uint64_t last)
 {
     struct source *s = lane->source;
@@ -326,7 +338,7 @@ static int send_chunk(struct lane *lane, unsigned region, uint64_t first, uint64
 
     (void)memory_regions(s->mem, &regions);
     for (uint64_t page = first; !err && page < last; page++) {
-        if (bits->todo[page / SOURCE_WORD_BITS] == 0) {
+        if (bits->todo[page / SOURCE_WORD_BITS] == 0 || skip_word(lane, bits, page, hole_until)) {
             page |= SOURCE_WORD_BITS - 1;
             continue;
         }
