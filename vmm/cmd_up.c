@@ -17,18 +17,21 @@
 
 #include "vmm/client.h"
 #include "vmm/cmd.h"
+#include "vmm/control.h"
 #include "vmm/lab_config.h"
+#include "vmm/lab_guests.h"
 #include "vmm/machine.h"
 #include "vmm/process.h"
-#include "vmm/process_net.h"
 #include "vmm/util/log.h"
 #include "vmm/util/rundir.h"
 
 /* ---- the lab's life ---- */
 
 struct lab {
-    struct lab_config config;
+    struct lab_config config; /* as the file was read first; its guests have been taken out */
+    char *path;               /* owned: of the file, from the root */
     struct process *process;
+    struct lab_guests guests;
     enum exit_status status; /* the first that was not STATUS_OK */
     int ready_fd;            /* of --detach: written when the guests run; -1 without */
 };
@@ -43,25 +46,63 @@ static void guest_ended(void *arg, struct machine *machine)
     fflush(stdout);
     if (lab->status == STATUS_OK)
         lab->status = status;
-    machine_destroy(machine);
+    lab_guests_remove(&lab->guests, machine);
 }
 
-/* What the guests find wrong with their options and files is told with their place in the file. */
-static int build_guests(struct lab *lab)
+/* Reads the file again; what is wrong with it goes to `why`. */
+static int read_again(const struct lab *lab, struct lab_config *config, char *why, size_t size)
 {
-    char error[1000] = "";
-    int err = 0;
+    int err;
 
-    for (unsigned i = 0; !err && i < lab->config.n_guests; i++) {
-        struct machine *machine;
+    log_divert_errors(why, size);
+    err = lab_config_read(config, lab->path);
+    log_divert_errors(NULL, 0);
+    if (err)
+        return -EINVAL;
+    if (strcmp(config->name, lab->config.name) == 0)
+        return 0;
+    snprintf(why, size, "the file names the lab '%s' now", config->name);
+    lab_config_fini(config);
+    return -EINVAL;
+}
 
-        log_divert_errors(error, sizeof(error));
-        err = machine_create(&machine, lab->process, &lab->config.guests[i]);
-        log_divert_errors(NULL, 0);
-        if (err)
-            log_error("%s: %s", lab->config.places[i],
-                      error[0] ? error : "the guest cannot be started");
+/* Tells who came, and answers with the names: of these, and how many of the file's ran already. */
+static json_t *tell_started(json_t *started, unsigned in_file)
+{
+    const json_t *name;
+    size_t i;
+
+    json_array_foreach(started, i, name)
+        printf("%s: started\n", json_string_value(name));
+    fflush(stdout);
+    return json_pack("{s:O, s:i}", "started", started, "running",
+                     (int)(in_file - json_array_size(started)));
+}
+
+/* lab.up: `ferry up` for a lab that runs. */
+static int take_more(void *arg, const json_t *body, json_t **reply)
+{
+    const char *path = json_string_value(json_object_get(body, "file"));
+    struct lab_config config;
+    struct lab *lab = arg;
+    char why[1200] = "";
+    json_t *started;
+    int err;
+
+    if (path && strcmp(path, lab->path) != 0) {
+        *reply = json_sprintf("a lab of that name runs, from another file: %s", lab->path);
+        return -EALREADY;
     }
+    err = read_again(lab, &config, why, sizeof(why));
+    if (err) {
+        *reply = json_string(why);
+        return err;
+    }
+    started = json_array();
+    err = started ? lab_guests_add(&lab->guests, &config, started, why, sizeof(why)) : -ENOMEM;
+    *reply = err ? json_string(why) : tell_started(started, config.n_guests);
+    json_decref(started);
+    lab_config_fini(&config);
     return err;
 }
 
@@ -109,22 +150,72 @@ static void say_ready(const struct lab *lab)
 static enum exit_status run_lab(struct lab *lab)
 {
     int err = process_create(&lab->process, lab->config.name);
+    char why[1200] = "";
 
-    for (unsigned i = 0; !err && i < lab->config.n_switches; i++)
-        err = process_add_switch(lab->process, &lab->config.switches[i]);
-    if (!err)
-        err = build_guests(lab);
+    lab->guests.process = lab->process;
+    if (!err) {
+        err = lab_guests_add(&lab->guests, &lab->config, NULL, why, sizeof(why));
+        if (err)
+            log_error("%s", why);
+    }
     if (err) {
         process_destroy(lab->process);
         return err == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
     }
+    process_set_more(lab->process, take_more, lab);
     say_ready(lab);
     if (lab->ready_fd >= 0)
         detach(lab);
     if (process_run(lab->process, guest_ended, lab) < 0)
         lab->status = STATUS_FAILED;
     process_destroy(lab->process);
+    lab_guests_fini(&lab->guests);
     return lab->status;
+}
+
+/* ---- a lab that runs already ---- */
+
+static void say_added(const struct lab *lab, json_t *reply)
+{
+    json_t *started = json_object_get(reply, "started"), *name;
+    int running = (int)json_integer_value(json_object_get(reply, "running"));
+    size_t i;
+
+    if (json_array_size(started) == 0) {
+        printf("%s: %d guest%s already\n", lab->config.name, running,
+               running == 1 ? " runs" : "s run");
+        return;
+    }
+    printf("%s: started", lab->config.name);
+    json_array_foreach(started, i, name)
+        printf("%s %s", i ? "," : "", json_string_value(name));
+    printf("; %d ran already\n", running);
+}
+
+/* Its process makes what is new in the file. */
+static enum exit_status add_to_lab(const struct lab *lab)
+{
+    json_t *body = json_pack("{s:s}", "file", lab->path), *reply = NULL;
+    const struct client_request request = {
+        .name = lab->config.name,
+        .method = "PUT",
+        .path = "/api/v1/lab.up",
+        .body = body,
+        .patient = true,
+    };
+    int err = client_ask(&request, &reply);
+
+    if (!err)
+        say_added(lab, reply);
+    json_decref(body);
+    json_decref(reply);
+    switch (err) {
+    case 0: return STATUS_OK;
+    case -ENOENT:
+    case -EINVAL:
+    case -EREMOTEIO: return STATUS_USAGE;
+    default: return STATUS_FAILED;
+    }
 }
 
 /* ---- up ---- */
@@ -221,8 +312,14 @@ static enum exit_status bring_up(const struct up_options *wanted)
     cmd_set_verbosity(wanted->verbose);
     if (lab_config_read(&lab.config, wanted->file) < 0)
         return STATUS_USAGE;
-    if (enter_folder(wanted->file) == 0)
+    lab.path = realpath(wanted->file, NULL);
+    if (!lab.path)
+        log_error("%s: %s", wanted->file, strerror(errno));
+    else if (control_listens(lab.config.name))
+        status = add_to_lab(&lab);
+    else if (enter_folder(wanted->file) == 0)
         status = wanted->detach ? run_detached(&lab) : run_lab(&lab);
+    free(lab.path);
     lab_config_fini(&lab.config);
     return status;
 }
@@ -252,7 +349,8 @@ const struct command cmd_up = {
     .summary = "Run a lab's guests and switches in one process.",
     .options = up_options,
     .operands = up_operands,
-    .notes = "Ctrl-C, or 'ferry down', presses the guests' power buttons; twice ends them.\n"
+    .notes = "Of a lab that runs, the guests and switches of FILE that do not run are added.\n"
+             "Ctrl-C, or 'ferry down', presses the guests' power buttons; twice ends them.\n"
              "Exit status: as of 'ferry run'; of several guests', the first that is not 0.",
     .run = up,
 };

@@ -489,16 +489,33 @@ static bool is_dead(const struct sockaddr_un *address)
     return dead;
 }
 
+/* The address of the socket of that name; false: it cannot have one. */
+static bool find_address(const char *name, struct sockaddr_un *address, char folder[PATH_MAX])
+{
+    int len;
+
+    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (control_check_name(name) < 0 || rundir_path(folder, PATH_MAX) < 0)
+        return false;
+    len = snprintf(address->sun_path, sizeof(address->sun_path), "%s/%s.sock", folder, name);
+    return len > 0 && (size_t)len < sizeof(address->sun_path);
+}
+
+bool control_listens(const char *name)
+{
+    struct sockaddr_un address;
+    char folder[PATH_MAX];
+
+    return find_address(name, &address, folder) && in_use(&address);
+}
+
 void control_sweep(const char *name)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
     char folder[PATH_MAX], lock_path[PATH_MAX + 8];
-    int lock_fd, len;
+    struct sockaddr_un address;
+    int lock_fd;
 
-    if (control_check_name(name) < 0 || rundir_path(folder, sizeof(folder)) < 0)
-        return;
-    len = snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s.sock", folder, name);
-    if (len < 0 || (size_t)len >= sizeof(address.sun_path))
+    if (!find_address(name, &address, folder))
         return;
     snprintf(lock_path, sizeof(lock_path), "%s/.lock", folder);
     lock_fd = open(lock_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);

@@ -59,6 +59,9 @@ bool control_busy(const struct control *control, const void *object);
 /* Whether its client has hung up: nobody would hear the answer. False when none waits. */
 bool control_abandoned(const struct control *control, const void *object);
 
+/* Whether a process of that name listens. */
+bool control_listens(const char *name);
+
 /*
  * Takes another name as soon as no process has it: the one whose guest came here may still be about to
  * end. name is borrowed for the control's life. control NULL is fine.

@@ -138,6 +138,7 @@ void process_destroy(struct process *p)
     while (p->n_guests > 0)
         machine_destroy(p->guests[p->n_guests - 1]);
     process_answer_order(p, -ECANCELED, json_string("the process ends"));
+    control_answer(p->control, &p->more, -ECANCELED, json_string("the lab ends"));
     control_answer(p->control, p, 0, NULL); /* whoever waits for all guests to end */
     control_destroy(p->control);
     p->control = NULL;
@@ -151,6 +152,7 @@ void process_destroy(struct process *p)
         forget_signals(p);
     loop_destroy(p->loop);
     json_decref(p->order.body);
+    json_decref(p->more.body);
     free(p);
 }
 
@@ -177,12 +179,25 @@ struct control *process_control(struct process *p)
 
 /* ---- guests ---- */
 
+/* One that has ended, and comes again. */
+static void forget_past(struct process *p, const char *name)
+{
+    for (unsigned i = 0; i < p->n_past; i++) {
+        if (strcmp(p->past[i].name, name) != 0)
+            continue;
+        p->n_past--;
+        memmove(&p->past[i], &p->past[i + 1], (p->n_past - i) * sizeof(p->past[0]));
+        return;
+    }
+}
+
 int process_add_guest(struct process *p, struct machine *m)
 {
     if (p->n_guests == PROCESS_MAX_GUESTS) {
         log_error("more than %u guests in a process", PROCESS_MAX_GUESTS);
         return -ENOSPC;
     }
+    forget_past(p, m->config->name);
     p->guests[p->n_guests++] = m;
     return 0;
 }
@@ -274,18 +289,46 @@ static unsigned take_ended(struct process *p, void (*ended)(void *arg, struct ma
     return running;
 }
 
+/* Takes on what lab.up asked for. */
+static void take_more(struct process *p)
+{
+    json_t *body = p->more.body, *reply = NULL;
+    int err;
+
+    p->more.body = NULL;
+    err = p->more.take(p->more.arg, body, &reply);
+    json_decref(body);
+    control_answer(p->control, &p->more, err, reply);
+}
+
 int process_run(struct process *p, void (*ended)(void *arg, struct machine *machine), void *arg)
 {
     int err = 0;
 
     for (unsigned i = 0; i < p->n_guests; i++)
         machine_start(p->guests[i]);
-    while (!err && take_ended(p, ended, arg) > 0) {
+    while (!err) {
+        unsigned running = take_ended(p, ended, arg);
+
+        if (p->more.body && !p->asked_to_end) {
+            take_more(p);
+            running = take_ended(p, ended, arg);
+        }
+        if (running == 0)
+            break;
         err = loop_run(p->loop);
         if (!err)
             serve(p);
     }
     return err;
+}
+
+void process_set_more(struct process *p,
+                      int (*take)(void *arg, const json_t *body, json_t **reply), void *arg)
+{
+    p->more.loop = p->loop;
+    p->more.take = take;
+    p->more.arg = arg;
 }
 
 struct waiting {

@@ -82,6 +82,14 @@ void process_answer_order(struct process *process, int error, json_t *reply);
 /* Whether a signal or the control socket has asked for the end; borrowed, for process_work(). */
 const bool *process_ending(const struct process *process);
 
+/*
+ * Says what the process does when its control socket is asked for lab.up: process_run() calls take(),
+ * outside of any callback, which may add guests and start them; `body` is what was said, borrowed, and
+ * the result and *reply are answered as a handler's (control.h).
+ */
+void process_set_more(struct process *process,
+                      int (*take)(void *arg, const json_t *body, json_t **reply), void *arg);
+
 /* As a first and a second signal: every guest is asked to power off, then ended. number: what
  * asked, or 0. */
 void process_ask_to_end(struct process *process, int number);

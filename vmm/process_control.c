@@ -113,6 +113,41 @@ static const struct control_route order_routes[] = {
     {0},
 };
 
+/* Takes {"file": PATH}, or nothing: see cmd_up.c. Answers when what is new in the lab's file runs. */
+static int take_more(void *opaque, const json_t *body, json_t **reply)
+{
+    struct process_more *more = opaque;
+
+    if (!more->take) {
+        *reply = json_string("this process runs no lab: 'ferry up' does");
+        return -EALREADY;
+    }
+    if (more->body) {
+        *reply = json_string("the lab is being added to already");
+        return -EALREADY;
+    }
+    more->body = body ? json_deep_copy(body) : json_object();
+    if (!more->body)
+        return -ENOMEM;
+    loop_stop(more->loop); /* guests are made outside of any callback */
+    return -EINPROGRESS;
+}
+
+static int pick_more(void *opaque, const json_t *body, void **object, json_t **reply)
+{
+    struct process *process = opaque;
+
+    (void)body;
+    (void)reply;
+    *object = &process->more;
+    return 0;
+}
+
+static const struct control_route more_routes[] = {
+    {"PUT", "/api/v1/lab.up", take_more},
+    {0},
+};
+
 static const struct control_route process_routes[] = {
     {"GET", "/api/v1/vmm.ping", ping},
     {"GET", "/api/v1/vmm.guests", list_guests},
@@ -149,6 +184,7 @@ static int pick_guest(void *opaque, const json_t *body, void **object, json_t **
 const struct control_table process_tables[] = {
     {process_routes, NULL},
     {order_routes, pick_order},
+    {more_routes, pick_more},
     {machine_routes, pick_guest},
     {machine_migrate_routes, pick_guest},
     {process_net_list_routes, NULL},

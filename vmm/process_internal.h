@@ -17,6 +17,14 @@ struct process_order {
     struct loop *loop; /* borrowed */
 };
 
+/* What lab.up asks of a lab's process: to take on what its file has more. */
+struct process_more {
+    int (*take)(void *arg, const json_t *body, json_t **reply); /* NULL: it is no lab */
+    void *arg;
+    json_t *body;      /* owns: asked for, and not taken yet */
+    struct loop *loop; /* borrowed */
+};
+
 struct process {
     const char *name; /* borrowed */
     struct loop *loop;
@@ -34,6 +42,7 @@ struct process {
     } past[PROCESS_MAX_GUESTS]; /* those that have ended */
     unsigned n_past;
     struct process_order order;
+    struct process_more more;
 };
 
 #endif

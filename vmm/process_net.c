@@ -89,6 +89,19 @@ struct process_switch *process_find_switch(const struct process *p, const char *
     return ps;
 }
 
+void process_remove_switch(struct process *p, const char *name)
+{
+    struct process_switch **at = &p->switches, *ps;
+
+    while (*at && strcmp((*at)->name, name) != 0)
+        at = &(*at)->next;
+    ps = *at;
+    if (!ps)
+        return;
+    *at = ps->next;
+    process_switch_destroy(ps);
+}
+
 int process_add_switch(struct process *p, const struct switch_options *options)
 {
     struct switch_work work = {.ps = calloc(1, sizeof(*work.ps)), .options = options};

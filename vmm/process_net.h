@@ -28,6 +28,8 @@ struct process_switch {
  * those of loop_thread_create(), switch_create() and uplink_create().
  */
 int process_add_switch(struct process *process, const struct switch_options *options);
+/* Takes down one into which nothing is plugged. */
+void process_remove_switch(struct process *process, const char *name);
 /* NULL: there is none of that name. NULL for name: the first. */
 struct process_switch *process_find_switch(const struct process *process, const char *name);
 /* Nothing of a guest is plugged in any more. NULL is fine. */
