@@ -602,12 +602,12 @@ struct frame {
 /* The vCPU as KVM leaves it after a SYSCALL at CPU_CODE: in the page fault's handler. */
 static struct x86_syscall after_syscall(void)
 {
-    const struct frame frame = {.error = 0x15, .rip = LSTAR, .cs = 0x33, .rflags = 0x10246,
+    const struct frame frame = {.error = 0x15, .rip = LSTAR, .cs = 0x33, .rflags = 0x10002,
                                 .rsp = CPU_BASE + 0x40000, .ss = 0x2B};
 
     memcpy(cpu.memory + CPU_CODE, "\x0F\x05", 2);
     regs->rcx = CPU_BASE + CPU_CODE + 2;
-    regs->r11 = 0x3202; /* the host's own, or forged */
+    regs->r11 = 0x43046; /* the host's own, or forged: AC, ZF and PF, and an IOPL of 3 */
     regs->rip = CPU_KERNEL + 0x7000;
     regs->rsp = CPU_KERNEL + 0x20000 - sizeof(frame);
     regs->rflags = 2;
@@ -630,12 +630,23 @@ Test(emulate, a_half_done_syscall_becomes_an_entry)
     cr_assert_eq(regs->rip, LSTAR);
     cr_assert_eq(regs->rsp, CPU_BASE + 0x40000);
     cr_assert_eq(regs->rcx, CPU_BASE + CPU_CODE + 2);
-    cr_assert_eq(regs->r11, 0x246); /* what the frame has, without RF */
+    cr_assert_eq(regs->r11, 0x40246); /* with interrupts on; IOPL is no user's to say */
     cr_assert_eq(regs->rflags, 0x46);
     cr_assert_eq(sregs->cs.selector, 0x10);
     cr_assert_eq(sregs->ss.selector, 0x18);
     cr_assert_eq(sregs->cs.l, 1);
     cr_assert_eq(x86_emu_cpl(&cpu.emu), 0);
+}
+
+Test(emulate, flags_that_a_syscall_leaves_to_the_kernel_are_as_they_were)
+{
+    struct x86_syscall s = after_syscall();
+
+    s.sfmask = X86_FLAG_TF;
+    frame_of_fault()->rflags = 0x12002;
+    cr_assert(x86_syscall_repair(&s, &cpu.emu));
+    cr_assert_eq(regs->r11, 0x42046, "IF and IOPL as in the frame");
+    cr_assert_eq(regs->rflags, 0x42046);
 }
 
 Test(emulate, a_jump_to_the_entry_is_no_syscall)

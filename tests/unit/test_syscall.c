@@ -34,6 +34,7 @@
 #define HYGON_EBX 0x6F677948u /* "Hygo" */
 #define VCPUS_MAX 2u
 #define REPORTS_MAX 32u
+#define USER_FLAGS 0x240ED7u /* as the kernel is to see them: with interrupts on, and bit 1 */
 
 extern const uint8_t guest_code[], guest_entered[], guest_page_fault[], guest_debug[],
     guest_code_end[];
@@ -62,6 +63,7 @@ __asm__(".pushsection .rodata\n"
         "  enter 0x33, user, %r13\n"
         "user:\n"
         "  xor %r9d, %r9d\n"
+        "  push $0x240CD5; popfq\n" /* what a user may set but TF, and NT: IRETQ faults */
         "  syscall\n"
         "guest_entered:\n"
         "  syscall\n"
@@ -74,6 +76,7 @@ __asm__(".pushsection .rodata\n"
         "  mov %ecx, %ebx\n"
         "  report $0xE1\n"
         "  report %ebx\n"
+        "  report %r11d\n"
         "  set_msr 0xC0000082, entry_second\n"
         "  iretq\n"
         "entry_second:\n"
@@ -309,22 +312,23 @@ static uint32_t return_address(void)
 Test(syscall, enters_the_kernel_where_lstar_says_and_follows_it, .timeout = 60)
 {
     start(1, false);
-    EXPECT(0, 0xE1, return_address(), 0xE2, 0x10);
+    EXPECT(0, 0xE1, return_address(), USER_FLAGS, 0xE2, 0x10);
     stop();
 }
 
 Test(syscall, leaves_a_page_fault_of_the_users_to_the_guest, .timeout = 60)
 {
     start(1, false);
-    EXPECT(0, 0xE1, return_address(), 0xE2, 0x10, 0xF0, X86_PF_USER, (uint32_t)ABSENT, 0xE2, 0x10);
+    EXPECT(0, 0xE1, return_address(), USER_FLAGS, 0xE2, 0x10, 0xF0, X86_PF_USER,
+           (uint32_t)ABSENT, 0xE2, 0x10);
     stop();
 }
 
 Test(syscall, leaves_the_guests_own_breakpoints, .timeout = 60)
 {
     start(1, false);
-    EXPECT(0, 0xE1, return_address(), 0xE2, 0x10, 0xF0, X86_PF_USER, (uint32_t)ABSENT, 0xE2, 0x10,
-           0xDB, 1, 0xD0);
+    EXPECT(0, 0xE1, return_address(), USER_FLAGS, 0xE2, 0x10, 0xF0, X86_PF_USER,
+           (uint32_t)ABSENT, 0xE2, 0x10, 0xDB, 1, 0xD0);
     stop();
 }
 
@@ -333,8 +337,8 @@ Test(syscall, of_32_bit_code_enters_where_cstar_says, .timeout = 60)
     if (!has_compat_syscall())
         cr_skip("this processor has no SYSCALL in 32-bit code");
     start(1, true);
-    EXPECT(0, 0xE1, return_address(), 0xE2, 0x10, 0xF0, X86_PF_USER, (uint32_t)ABSENT, 0xE2, 0x10,
-           0x32, 0xDB, 1, 0xD0);
+    EXPECT(0, 0xE1, return_address(), USER_FLAGS, 0xE2, 0x10, 0xF0, X86_PF_USER,
+           (uint32_t)ABSENT, 0xE2, 0x10, 0x32, 0xDB, 1, 0xD0);
     stop();
 }
 
@@ -342,7 +346,7 @@ Test(syscall, is_repaired_on_each_vcpu, .timeout = 60)
 {
     start(2, false);
     for (unsigned i = 0; i < 2; i++)
-        EXPECT(i, 0xE1, return_address(), 0xE2, 0x10, 0xF0, X86_PF_USER, (uint32_t)ABSENT, 0xE2, 0x10,
-               0xDB, 1, 0xD0);
+        EXPECT(i, 0xE1, return_address(), USER_FLAGS, 0xE2, 0x10, 0xF0, X86_PF_USER,
+               (uint32_t)ABSENT, 0xE2, 0x10, 0xDB, 1, 0xD0);
     stop();
 }

@@ -5,8 +5,10 @@
  * code runs: a guest that moves it afterwards is followed at its next exit to here. The
  * breakpoint belongs to KVM's debugging interface, so the guest's own debug registers stay as they
  * are, and its own breakpoints hit. What a user's program could forge, a jump to LSTAR's address,
- * gains it nothing: RCX must stand behind a SYSCALL instruction, and the flags are taken from the
- * fault's frame, not from R11. SYSCALL from 32-bit code needs no repair: KVM emulates it wholly.
+ * gains it nothing: RCX must stand behind a SYSCALL instruction, and R11 is believed only where a
+ * user may set a flag anyway. The others are taken from the fault's frame, where SFMASK has cleared
+ * some: then IOPL is 0, and IF is set, as it is in a user's code but for a kernel's that runs it with
+ * interrupts off. SYSCALL from 32-bit code needs no repair: KVM emulates it wholly.
  *
  * The vCPU's thread; no locks. Texts: Intel SDM volume 2B, SYSCALL; volume 3A §6.14 (frames);
  * the kernel's Documentation/virt/kvm/api.rst §4.87 KVM_SET_GUEST_DEBUG.
@@ -24,6 +26,10 @@
 #define MSR_LSTAR 0xC0000082u
 #define MSR_SFMASK 0xC0000084u
 #define EFER_SCE 1ull
+#define FLAG_ID (1ull << 21)
+#define USER_FLAGS                                                                                 \
+    (X86_FLAG_CF | X86_FLAG_PF | X86_FLAG_AF | X86_FLAG_ZF | X86_FLAG_SF | X86_FLAG_TF |           \
+     X86_FLAG_DF | X86_FLAG_OF | X86_FLAG_NT | X86_FLAG_AC | FLAG_ID)
 
 #define DR7_EXECUTE_0 0x402ull /* breakpoint 0, on execution, for all tasks; bit 10 is always set */
 #define GATE_PRESENT (1ull << 47)
@@ -156,6 +162,15 @@ static struct kvm_segment flat(uint16_t selector, uint8_t type)
         .l = type == CODE64, .db = type != CODE64};
 }
 
+/* The user's flags, as SYSCALL puts them into R11. The frame has those that it leaves to the kernel. */
+static uint64_t flags_of(const struct x86_syscall *s, const struct x86_emu *emu,
+                         const struct frame *frame)
+{
+    uint64_t others = frame->rflags & ~(USER_FLAGS | X86_FLAG_RF);
+
+    return (emu->regs.r11 & USER_FLAGS) | others | (s->sfmask & X86_FLAG_IF);
+}
+
 bool x86_syscall_repair(const struct x86_syscall *s, struct x86_emu *emu)
 {
     uint16_t selector = (uint16_t)(s->star >> 32);
@@ -165,7 +180,7 @@ bool x86_syscall_repair(const struct x86_syscall *s, struct x86_emu *emu)
             X86_EMU_DONE ||
         !is_syscall(s, emu, &frame))
         return false;
-    emu->regs.r11 = frame.rflags & ~X86_FLAG_RF;
+    emu->regs.r11 = flags_of(s, emu, &frame);
     emu->regs.rflags = (emu->regs.r11 & ~s->sfmask) | 2;
     emu->regs.rip = s->lstar;
     emu->regs.rsp = frame.rsp;
