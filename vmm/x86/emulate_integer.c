@@ -276,6 +276,23 @@ int x86_do_bextr(struct x86_emu *emu, const struct x86_insn *insn)
     return X86_EMU_DONE;
 }
 
+/* BZHI: zero from a bit on; CF when there is none such. */
+int x86_do_bzhi(struct x86_emu *emu, const struct x86_insn *insn)
+{
+    unsigned size = insn->w ? 8 : 4, bits = 8 * size;
+    uint64_t index = x86_gpr_read(emu, insn, insn->vvvv, size) & 0xFF, value, flags;
+    enum x86_emu_result result = x86_rm_read(emu, insn, size, &value);
+
+    if (result != X86_EMU_DONE)
+        return result;
+    if (index < bits)
+        value &= (1ull << index) - 1;
+    flags = (value ? 0 : X86_FLAG_ZF) | (value >> (bits - 1) ? X86_FLAG_SF : 0);
+    x86_gpr_write(emu, insn, insn->reg, size, value);
+    x86_set_flags(emu, flags | (index < bits ? 0 : X86_FLAG_CF));
+    return X86_EMU_DONE;
+}
+
 /* ---- what a handler may begin with ---- */
 
 int x86_do_nop(struct x86_emu *emu, const struct x86_insn *insn)

@@ -63,7 +63,8 @@ typedef int x86_execute(struct x86_emu *emu, const struct x86_insn *insn);
 /* emulate_integer.c */
 x86_execute x86_do_popcnt, x86_do_lzcnt, x86_do_tzcnt, x86_do_crc32, x86_do_movbe_load,
     x86_do_movbe_store, x86_do_cmpxchg16b, x86_do_adx, x86_do_andn, x86_do_bmi_shift,
-    x86_do_rorx, x86_do_mulx, x86_do_bls, x86_do_bextr, x86_do_nop, x86_do_direction, x86_do_push;
+    x86_do_rorx, x86_do_mulx, x86_do_bls, x86_do_bextr, x86_do_bzhi, x86_do_nop,
+    x86_do_direction, x86_do_push;
 /* emulate_system.c */
 x86_execute x86_do_int3, x86_do_int1, x86_do_int, x86_do_ac, x86_do_xgetbv, x86_do_rdtscp,
     x86_do_rdpid, x86_do_invpcid, x86_do_fsgsbase, x86_do_lar_lsl, x86_do_verr_verw,

@@ -72,6 +72,7 @@ const struct x86_op x86_ops[] = {
     ROW("blsr",         0F38, 0xF3, NONE, M | VEX, 1, ANY, 0, 0, bls),
     ROW("blsmsk",       0F38, 0xF3, NONE, M | VEX, 2, ANY, 0, 0, bls),
     ROW("blsi",         0F38, 0xF3, NONE, M | VEX, 3, ANY, 0, 0, bls),
+    ROW("bzhi",         0F38, 0xF5, NONE, M | VEX, ANY, ANY, 0, 0, bzhi),
     ROW("bextr",        0F38, 0xF7, NONE, M | VEX, ANY, ANY, 0, 0, bextr),
     ROW("shlx",         0F38, 0xF7, 66,   M | VEX, ANY, ANY, 0, 0, bmi_shift),
     ROW("sarx",         0F38, 0xF7, F3,   M | VEX, ANY, ANY, 0, 0, bmi_shift),
