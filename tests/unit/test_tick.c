@@ -22,10 +22,10 @@ Test(tick, the_first_deadline_is_as_wanted)
     cr_expect_eq(x86_tick_space(&tick, 100 * MS + 1, 100 * MS), 100 * MS + 1);
 }
 
-Test(tick, a_deadline_after_an_interrupt_leaves_three_times_what_that_took)
+Test(tick, a_deadline_after_an_interrupt_leaves_eleven_times_what_that_took)
 {
     x86_tick_space(&tick, 104 * MS, 100 * MS);
-    cr_expect_eq(x86_tick_space(&tick, 108 * MS, 106 * MS), 112 * MS);
+    cr_expect_eq(x86_tick_space(&tick, 108 * MS, 106 * MS), 128 * MS);
 }
 
 Test(tick, a_deadline_that_is_late_enough_is_as_wanted)
@@ -44,9 +44,9 @@ Test(tick, a_rest_holds_for_whatever_is_wanted_during_it)
 {
     x86_tick_space(&tick, 104 * MS, 100 * MS);
     x86_tick_space(&tick, 108 * MS, 106 * MS);
-    cr_expect_eq(x86_tick_space(&tick, 107 * MS, 106 * MS + 1), 112 * MS);
+    cr_expect_eq(x86_tick_space(&tick, 107 * MS, 106 * MS + 1), 128 * MS);
     cr_expect_eq(x86_tick_space(&tick, 0, 106 * MS + 2), 0, "no deadline at all is none");
-    cr_expect_eq(x86_tick_space(&tick, 107 * MS, 106 * MS + 3), 112 * MS);
+    cr_expect_eq(x86_tick_space(&tick, 107 * MS, 106 * MS + 3), 128 * MS);
 }
 
 Test(tick, a_deadline_that_is_moved_before_it_was_due_needs_no_rest)

@@ -2,9 +2,10 @@
  * The spacing of timer interrupts; see the header for why.
  *
  * A guest sets the next deadline at the end of the last one's interrupt. How long that took is what
- * lies between: the emulated handler, and the time that other processes had the processor. The
- * next deadline leaves at least three times as much for everything else, so that a tick takes a quarter
- * of a vCPU at most, however busy the host is. Linux takes a late tick for several. What the guest
+ * lies between: the emulated handler, and the time that other processes had the processor. What comes
+ * after, Linux's soft interrupts and its leave, takes about as long again and is not seen. The
+ * next deadline leaves at least eleven times as much for everything else, so that ticks take a sixth
+ * of a vCPU, however busy the host is. Linux takes a late tick for several. What the guest
  * wants later than that is set as it wants it: sleeping guests sleep as long, and one that
  * has 25 ticks a second or fewer is not touched on an idle host.
  *
@@ -18,7 +19,7 @@
 #include "vmm/x86/syscall.h"
 
 #define MSR_TSC 0x10u
-#define REST 3u        /* times what the interrupt took */
+#define REST 11u       /* times what the interrupt took */
 #define LONGEST_MS 60u /* of rest, however busy the host is */
 #define IDLE_MS 500u   /* after so long, the guest did not handle an interrupt but slept */
 

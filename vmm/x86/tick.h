@@ -24,7 +24,7 @@ void x86_tick_init(struct x86_tick *tick, uint32_t khz);
 
 /*
  * The deadline to set at the TSC's value `now`, when the guest wants `wanted` (0: none). It is later
- * if the interrupt of the last was still being handled: by three times as long as that took. Pure.
+ * if the interrupt of the last was still being handled: by eleven times as long as that took. Pure.
  */
 uint64_t x86_tick_space(struct x86_tick *tick, uint64_t wanted, uint64_t now);
 
