@@ -226,6 +226,40 @@ static int find_linux(const struct kernel_image *image, bool *found)
     return err;
 }
 
+/* Whether a command line has an option of this name: NAME=, or the word as a whole. */
+static bool has_option(const char *cmdline, const char *option)
+{
+    size_t n = strcspn(option, "= ");
+    bool has_value = option[n] == '=';
+
+    for (const char *word = cmdline; *(word += strspn(word, " ")); word += strcspn(word, " "))
+        if (strncmp(word, option, n) == 0 &&
+            (has_value ? word[n] == '=' : word[n] == '\0' || word[n] == ' '))
+            return true;
+    return false;
+}
+
+/* `options` but for those that `cmdline` has itself, then that. The caller's; NULL: no memory. */
+static char *join_options(const char *options, const char *cmdline)
+{
+    char *both = malloc(strlen(options) + strlen(cmdline) + 2), *to = both;
+
+    if (!both)
+        return NULL;
+    for (const char *word = options; *(word += strspn(word, " ")); word += strcspn(word, " ")) {
+        size_t n = strcspn(word, " ");
+
+        if (has_option(cmdline, word))
+            continue;
+        to = mempcpy(to, word, n);
+        *to++ = ' ';
+    }
+    strcpy(to, cmdline);
+    if (!*cmdline && to > both)
+        to[-1] = '\0';
+    return both;
+}
+
 static int add_options(struct kernel_image *image, const char *options)
 {
     bool is_linux = false;
@@ -234,7 +268,8 @@ static int add_options(struct kernel_image *image, const char *options)
 
     if (err || !is_linux)
         return err;
-    if (asprintf(&both, "%s%s%s", options, *image->cmdline ? " " : "", image->cmdline) < 0)
+    both = join_options(options, image->cmdline);
+    if (!both)
         return -ENOMEM;
     free(image->cmdline);
     image->cmdline = both;

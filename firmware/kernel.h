@@ -26,7 +26,8 @@ struct boot_config {
     const char *kernel_path;
     const char *initrd_path; /* or NULL */
     const char *cmdline;     /* or NULL, as "" */
-    const char *linux_options; /* put before it if the kernel is a Linux; or NULL */
+    const char *linux_options; /* put before it if the kernel is a Linux, but for those whose names
+                                * it has itself; or NULL */
     enum decompress_mode decompress;
 };
 

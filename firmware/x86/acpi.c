@@ -464,7 +464,8 @@ static int build_dsdt(struct aml *aml, const struct acpi_config *config)
         add_genid(aml);
     if (config->has_power_button || config->has_genid)
         add_events(aml, config);
-    add_processors(aml, config->n_cpus);
+    if (config->has_processors)
+        add_processors(aml, config->n_cpus);
     aml_end(aml);
     aml_name(aml, "\\_S5_");
     aml_package(aml, 4);

@@ -18,6 +18,7 @@
 struct acpi_config {
     unsigned n_cpus;          /* 1 .. ACPI_MAX_CPUS; CPU i has the processor UID i */
     const uint32_t *apic_ids; /* n_cpus of them, borrowed for the call; NULL: CPU i has id i */
+    bool has_processors;      /* as devices, too, which only drivers for their idle states look for */
     bool has_uart;            /* 16550A at COM1 */
     bool has_pvpanic;
     bool has_power_button;    /* needs the event line PLATFORM_GED_GSI */

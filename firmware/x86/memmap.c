@@ -1,7 +1,9 @@
 /*
  * The guest's memory map, as the three boot protocols hand it over.
  *
- * Made from the regions of guest memory, the platform map and the place of the ACPI tables alone.
+ * Made from the regions of guest memory, the platform map and the place of the ACPI tables alone. As
+ * few entries as can be: Linux looks through all of them for each entry of its page tables, which took a
+ * KVM that emulates it a second.
  * The thread that starts and resets the machine; no lock.
  *
  * Text: ACPI 6.4 §15 "System Address Map Interfaces".
@@ -47,13 +49,13 @@ void memmap_build(const struct guest_memory *mem, const struct firmware_tables *
 
     out->n = 0;
     add(out, 0, min_gpa(low_end, PLATFORM_EBDA_BASE), MEMMAP_RAM);
-    /* What PCs have there; Linux expects the gap up to 640 KiB to be reserved. */
-    add(out, PLATFORM_EBDA_BASE, PLATFORM_VGA_BASE, MEMMAP_RESERVED);
-    add_around(out, PLATFORM_GENID_BASE, PLATFORM_TABLES_END, MEMMAP_RESERVED, tables);
+    /* What PCs have there, and what is to be left alone: the generation ID and, as far as they fit,
+     * the tables. */
+    add(out, PLATFORM_EBDA_BASE, PLATFORM_TABLES_END, MEMMAP_RESERVED);
     add_around(out, PLATFORM_TABLES_END, low_end, MEMMAP_RAM, tables);
-    /* PCI Firmware 3.3 §4.1.2: the ECAM must be reserved. */
-    add(out, PLATFORM_ECAM_BASE, PLATFORM_ECAM_BASE + PLATFORM_ECAM_SIZE, MEMMAP_RESERVED);
-    add(out, PLATFORM_KVM_IDENTITY_MAP, PLATFORM_KVM_PAGES_END, MEMMAP_RESERVED);
+    /* PCI Firmware 3.3 §4.1.2: the ECAM must be reserved. The interrupt controllers follow, and KVM's
+     * own pages. */
+    add(out, PLATFORM_ECAM_BASE, PLATFORM_HOLE_END, MEMMAP_RESERVED);
     for (unsigned i = 1; i < n; i++)
         add(out, regions[i].base, regions[i].base + regions[i].size, MEMMAP_RAM);
 }

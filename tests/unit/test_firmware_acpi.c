@@ -17,6 +17,7 @@ static struct acpi_config full(unsigned n_cpus)
 {
     return (struct acpi_config){
         .n_cpus = n_cpus,
+        .has_processors = true,
         .has_uart = true,
         .has_pvpanic = true,
         .has_power_button = true,
@@ -205,11 +206,13 @@ Test(acpi, describes_only_the_devices_there_are)
     cr_assert_not(dsdt_has(mem, "COM1"));
     cr_assert_not(dsdt_has(mem, "QEMU0001"));
     cr_assert_not(dsdt_has(mem, "ACPI0013"));
+    cr_assert_not(dsdt_has(mem, "ACPI0007"));
     cr_assert_eq(find(mem, "MCFG"), 0);
     mem = build(&all);
     cr_assert(dsdt_has(mem, "PCI0"));
     cr_assert(dsdt_has(mem, "COM1"));
     cr_assert(dsdt_has(mem, "QEMU0001"));
+    cr_assert(dsdt_has(mem, "ACPI0007"));
     cr_assert(dsdt_has(mem, "ACPI0013"));
     cr_assert_neq(find(mem, "MCFG"), 0);
 }

@@ -31,16 +31,38 @@
 /*
  * The features that are cleared are such as kernels use where KVM rejects the instruction, with an
  * exit to user space each time (from ssse3 on: in the loops of ciphers and checksums), or executes it
- * byte by byte (erms, fsrm). Patching locks out, protecting the kernel from itself, measuring timers,
- * probing UARTs that are not there, trying ciphers, clearing memory twice, and 2 MiB for a CPU's
- * variables take seconds each. What watches over slowness is off. New ones are NAME=VALUE where they
- * can be: a word that a kernel does not know would be an argument for its init.
+ * byte by byte (erms, fsrm). They stand as numbers, 32 times the word of Linux's cpufeatures.h plus
+ * the bit: names are compared with all that there are, and kernels before 5.18 know none. Patching
+ * locks out, protecting the kernel from itself, measuring timers, probing UARTs that are not there,
+ * trying ciphers, clearing memory twice, and 2 MiB for a CPU's variables take seconds each, the files
+ * of trace events and of the allocator's caches, and random numbers out of the processor's jitter,
+ * minutes. What watches over slowness is off. New ones
+ * are NAME=VALUE where they can be: a word that a kernel does not know would be an argument for its
+ * init.
  */
 const char arch_assist_options[] =
-    "clearcpuid=erms,fsrm,smap,smep,umip,cx16,popcnt,rdpid,rdtscp,invpcid,ssse3,sse4_2,avx2,aes,"
-    "pclmulqdq,sha_ni nokaslr mitigations=off rodata=off noreplace-smp percpu_alloc=page "
+    "clearcpuid="
+    "297,"  /* erms */
+    "580,"  /* fsrm */
+    "308,"  /* smap */
+    "295,"  /* smep */
+    "514,"  /* umip */
+    "141,"  /* cx16 */
+    "151,"  /* popcnt */
+    "534,"  /* rdpid */
+    "59,"   /* rdtscp */
+    "298,"  /* invpcid */
+    "137,"  /* ssse3 */
+    "148,"  /* sse4_2 */
+    "293,"  /* avx2 */
+    "153,"  /* aes */
+    "129,"  /* pclmulqdq */
+    "317"   /* sha_ni */
+    " nokaslr mitigations=off rodata=off noreplace-smp percpu_alloc=page "
     "init_on_alloc=0 cryptomgr.notests no_timer_check tsc=reliable watchdog_thresh=0 "
-    "rcupdate.rcu_cpu_stall_suppress=1 8250.nr_uarts=1";
+    "rcupdate.rcu_cpu_stall_suppress=1 8250.nr_uarts=1 "
+    "initcall_blacklist=trace_eval_init,ftrace_check_for_weak_functions,tracer_init_tracefs,"
+    "slab_sysfs_init,jent_mod_init";
 
 struct x86_assist {
     int fd; /* borrowed */

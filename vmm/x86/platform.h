@@ -13,7 +13,6 @@
 
 /* Below 1 MiB, as PCs have it: what the guest must not take for RAM. */
 #define PLATFORM_EBDA_BASE 0x9FC00ull
-#define PLATFORM_VGA_BASE 0xA0000ull
 #define PLATFORM_GENID_BASE 0xDF000ull  /* the VM generation ID: 16 bytes, in a page of their own */
 #define PLATFORM_TABLES_BASE 0xE0000ull /* ACPI tables, RSDP first, as far as they fit */
 #define PLATFORM_RESET_VECTOR 0xFFFF0ull /* real mode's F000:FFF0, where firmware would begin */
@@ -31,7 +30,6 @@
 /* Four pages that KVM asks for on VT-x (KVM_SET_IDENTITY_MAP_ADDR, KVM_SET_TSS_ADDR). */
 #define PLATFORM_KVM_IDENTITY_MAP 0xFEFFC000ull
 #define PLATFORM_KVM_TSS 0xFEFFD000ull
-#define PLATFORM_KVM_PAGES_END 0xFF000000ull
 
 /* I/O ports. */
 #define PLATFORM_I8042_COMMAND_PORT 0x64 /* 0xFE written here resets */
