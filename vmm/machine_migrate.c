@@ -28,7 +28,7 @@
 #include "vmm/vm.h"
 
 #define NS_PER_MS 1000000ull
-#define ERROR_MAX 400
+#define ERROR_MAX 800
 
 enum stage {
     STAGE_ASKED,   /* by the control socket */
@@ -261,9 +261,11 @@ static void explain(struct migration *g)
 
     if (g->err == -EINPROGRESS)
         snprintf(g->error, sizeof(g->error),
-                 "the guest may run at %s: look there. If it does, end this one by 'ferry stop -f "
-                 "%s'; if it does not and will not, let it run on here by 'ferry resume --force "
-                 "%s'", g->url, g->m->config->name, g->m->config->name);
+                 "the connection was lost at the moment of the hand-over: the guest stands still here, "
+                 "and may run at %s: look there by 'ferry ps'. Running there: end this one by 'ferry stop "
+                 "-f %s'. InDoubt there, too: end it there by 'ferry stop -f', then let it run on here by "
+                 "'ferry resume --force %s'. Not there, and not to come: 'ferry resume --force %s'", g->url,
+                 g->m->config->name, g->m->config->name, g->m->config->name);
     else if (g->err == -ECANCELED)
         snprintf(g->error, sizeof(g->error), "cancelled; the guest runs on here");
     else if (g->err == -ETIMEDOUT && g->config.give_up)
@@ -513,6 +515,16 @@ void machine_migrate_destroy(struct machine *m)
     m->migration = NULL;
 }
 
+/* Whoever asks how the last migration ended is not to be sent looking any more. */
+static void note_told(struct migration *g)
+{
+    if (!g || g->last.phase != SOURCE_IN_DOUBT)
+        return;
+    g->last.phase = SOURCE_FAILED;
+    snprintf(g->error, sizeof(g->error), "the connection to %s was lost at the moment of the hand-over; "
+             "the guest was told to run on here", g->url);
+}
+
 int machine_resume_by_force(struct machine *m)
 {
     int err;
@@ -525,6 +537,7 @@ int machine_resume_by_force(struct machine *m)
             return err;
         m->in_doubt = false;
         m->incoming = false;
+        note_told(m->migration);
         machine_nets_hold_ports(m, true);
     }
     return machine_resume(m);

@@ -165,9 +165,8 @@ static int take(struct arrival *a)
     if (err == -ECANCELED)
         return err;
     a->m->in_doubt = true;
-    log_error("%s: the source was lost at the moment of the hand-over. If the guest does not run "
-              "there and will not: 'ferry resume --force %s'; else 'ferry stop -f %s'",
-              a->m->config->name, process_name(a->m->process), process_name(a->m->process));
+    log_error("%s: the source was lost at the moment of the hand-over: see 'ferry migrate --status %s'",
+              a->m->config->name, process_name(a->m->process));
     return 0;
 }
 
@@ -187,6 +186,17 @@ int machine_arrive(struct machine *m, struct target *target)
     return err;
 }
 
+static json_t *describe_doubt(const struct machine *m)
+{
+    const char *name = process_name(m->process);
+
+    return json_sprintf("the connection was lost at the moment of the hand-over: the guest stands still "
+                        "here, and may run at its source: look there by 'ferry ps'. Running there: end "
+                        "this one by 'ferry stop -f %s'. InDoubt there, too: end it on one side by 'ferry "
+                        "stop -f', then let it run on at the other by 'ferry resume --force'. Not there, "
+                        "and not to come: 'ferry resume --force %s'", name, name);
+}
+
 json_t *machine_describe_arrival(const struct machine *m)
 {
     struct target_status status = {0};
@@ -200,8 +210,6 @@ json_t *machine_describe_arrival(const struct machine *m)
         json_object_set_new(json, "received_bytes", json_integer((json_int_t)status.received_bytes));
     if (json && m->in_doubt)
         json_object_set_new(json, "error",
-                            json_string("the guest may run at its source: look there. If it does "
-                                        "not and will not, 'ferry resume --force' lets it run here; "
-                                        "else end this one by 'ferry stop -f'"));
+                            describe_doubt(m));
     return json;
 }
