@@ -1,13 +1,15 @@
 #!/bin/bash
 # Measures the network modes beside QEMU's: throughput both ways, connections and round trips of TCP
 # between the payload tcp and tests/net/server.c, in network namespaces of this script's own. Each mode
-# runs once a round; a figure is the median of the rounds. Prints a Markdown table; asserts nothing.
+# runs once a round; a figure is the median of the rounds. Prints a Markdown table, and one of how far
+# Ferry is ahead of its peers: the medians of the rounds' ratios, so that what else the machine does
+# counts for both. Asserts nothing.
 #
 #     third (10.8.0.2, a server) ---- v0 (10.8.0.1) this namespace, "the host", a server ---- the guest
 set -uo pipefail
 
-rounds=3
-ms=400
+rounds=5
+ms=300
 only=()
 
 usage() {
@@ -15,8 +17,8 @@ usage() {
 Usage: tests/bench/modes.sh [--rounds N] [--ms N] [PATTERN...]
 Measure the network modes beside QEMU's; with patterns (as in case), only the rows that match one.
 
-  --rounds N   runs of each mode [3]
-  --ms N       for each figure of a run [400]
+  --rounds N   runs of each mode [5]
+  --ms N       for each figure of a run [300]
 END
 }
 
@@ -131,24 +133,58 @@ can() {
     return 1
 }
 
-# column FILE N: the median.
-column() { awk -v n="$2" '{ print $n }' "$1" | sort -g | awk '{ at[NR] = $1 } END { print at[int((NR + 1) / 2)] }'; }
+median() { sort -g | awk '{ at[NR] = $1 } END { if (NR) print at[int((NR + 1) / 2)] }'; }
+
+# column FILE N: the median of the rounds that came to an end.
+column() { awk -v n="$2" 'NF > 1 { print $n }' "$1" | median; }
+
+# ahead OURS THEIRS N: the median of the rounds' ratios; above 1, ours is ahead.
+ahead() {
+    paste -d ' ' "$1" "$2" | awk -v n="$3" 'NF == 8 { print (n > 2 ? $n / $(n + 4) : $(n + 4) / $n) }' | median
+}
+
+# versus NAME PEER: a row of ratios, when both were measured.
+versus() {
+    local i ours='' theirs='' ratios
+    for i in "${!names[@]}"; do
+        [[ ${names[i]} != "$1" ]] || ours=$work/row$i
+        [[ ${names[i]} != "$2" ]] || theirs=$work/row$i
+    done
+    [[ -s $ours && -s $theirs ]] || return 0
+    mapfile -t ratios < <(for i in 3 4 2 1; do ahead "$ours" "$theirs" $i; done)
+    ((${#ratios[@]} == 4)) && printf '| %s beside %s | %.2f | %.2f | %.2f | %.2f |\n' "$1" "$2" "${ratios[@]}"
+}
 
 set_up || exit
 for ((round = 0; round < rounds; round++)); do
     for i in "${!names[@]}"; do
         can "${names[i]}" || continue
-        measure "${names[i]}" >>"$work/row$i"
+        line=$(measure "${names[i]}")
+        echo "${line:--}" >>"$work/row$i"
     done
 done
 echo '| | to the host, Gbit/s | from the host, Gbit/s | a connection, µs | a round trip, µs |'
 echo '| --- | ---: | ---: | ---: | ---: |'
 for i in "${!names[@]}"; do
     can "${names[i]}" || continue
-    if [[ -s $work/row$i ]]; then
-        printf '| %s | %s | %s | %s | %s |\n' "${names[i]}" "$(column "$work/row$i" 3)" \
+    runs=$(grep -cv '^-' "$work/row$i")
+    note=
+    ((runs == rounds)) || note=" ($runs of $rounds runs)"
+    if ((runs > 0)); then
+        printf '| %s%s | %.1f | %.1f | %.0f | %.0f |\n' "${names[i]}" "$note" "$(column "$work/row$i" 3)" \
             "$(column "$work/row$i" 4)" "$(column "$work/row$i" 2)" "$(column "$work/row$i" 1)"
     else
         printf '| %s | none: %s ||||\n' "${names[i]}" "$(tail -n 1 "$work/err")"
     fi
 done
+echo
+echo 'Ahead by (above 1: Ferry is):'
+echo
+echo '| | to the host | from the host | a connection | a round trip |'
+echo '| --- | ---: | ---: | ---: | ---: |'
+versus 'nat' 'QEMU, user'
+versus 'nat,via=passt' 'QEMU, stream to passt'
+versus 'tap' 'QEMU, tap'
+versus 'hostonly' 'QEMU, tap'
+versus 'nat,via=kernel' 'QEMU, tap'
+exit 0
