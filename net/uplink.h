@@ -78,6 +78,8 @@ const char *uplink_mode_name(const struct uplink_config *config);
  */
 bool uplink_key_applies(const struct uplink_config *config, const char *key);
 
+/* The MTU that a card with this uplink to itself tells its guest when nobody said another; 0: none. */
+unsigned uplink_default_mtu(const struct uplink_config *config);
 /*
  * Checks what only the whole can tell: keys that are missing or exclude each other. `where` names
  * the place for messages ("--net"). 0 or -EINVAL, logged.

@@ -255,6 +255,13 @@ static int check_fixed(const char *where, const struct uplink_config *config)
     return 0;
 }
 
+/* passt tells it by DHCP, but not every client asks, and of segments for an Ethernet's MTU it takes a
+ * fraction of what it takes of long ones. */
+unsigned uplink_default_mtu(const struct uplink_config *config)
+{
+    return config->kind == UPLINK_NAT && config->via == UPLINK_VIA_PASST ? UPLINK_MAX_MTU : 0;
+}
+
 int uplink_config_check(const char *where, const struct uplink_config *config)
 {
     const char *missing = missing_key(config);

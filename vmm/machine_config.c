@@ -283,6 +283,8 @@ int machine_config_put_net(struct machine_config *config, const struct option_li
     if (!net->text)
         return -ENOMEM;
     error = option_list_read(list, net_keys, net, &seen);
+    if (!net->card.mtu)
+        net->card.mtu = uplink_default_mtu(&net->uplink);
     net->uplink.mtu = net->card.mtu;
     net->uplink.queues = net->card.queues < UPLINK_MAX_QUEUES ? net->card.queues : UPLINK_MAX_QUEUES;
     return error < 0 ? error : check_net_keys(list, net, seen);

@@ -244,6 +244,17 @@ Test(machine_config, a_cards_mtu_is_its_uplinks_too)
     cr_assert_eq(config.nets[0].uplink.mtu, 9000);
 }
 
+Test(machine_config, a_card_at_passt_tells_of_its_mtu)
+{
+    cr_assert_eq(card_of("nat,via=passt").mtu, 65520);
+    cr_assert_eq(config.nets[0].uplink.mtu, 65520);
+}
+
+Test(machine_config, a_card_at_passt_tells_another_mtu_when_asked_to)
+{
+    cr_assert_eq(card_of("nat,via=passt,mtu=1500").mtu, 1500);
+}
+
 Test(machine_config, a_card_without_checksums_offers_no_segmentation)
 {
     uint64_t withheld = card_of("nat,csum=off,queues=4").withheld;
