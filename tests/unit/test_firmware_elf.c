@@ -7,6 +7,7 @@
 
 #include "firmware/kernel.h"
 #include "kernel_images.h"
+#include "vmm/x86/platform.h"
 
 static struct image image;
 static struct elf_spec spec;
@@ -348,10 +349,13 @@ Test(pvh, start_info_tells_all)
     cr_assert_str_eq(line, "console=ttyS0");
     cr_assert_eq(image_u64(mem, entry.info + 32), 0xE0000, "RSDP");
     list = image_u64(mem, entry.info + 40);
-    cr_assert_eq(image_u32(mem, entry.info + 48), 8, "memory map entries");
-    cr_assert_eq(image_u64(mem, list + 5 * 24), MIB);
-    cr_assert_eq(image_u64(mem, list + 5 * 24 + 8), 31 * MIB);
-    cr_assert_eq(image_u32(mem, list + 5 * 24 + 16), 1);
+    cr_assert_eq(image_u32(mem, entry.info + 48), 4, "memory map entries");
+    cr_assert_eq(image_u64(mem, list + 24), PLATFORM_EBDA_BASE);
+    cr_assert_eq(image_u64(mem, list + 24 + 8), MIB - PLATFORM_EBDA_BASE, "the tables in it");
+    cr_assert_eq(image_u32(mem, list + 24 + 16), 2);
+    cr_assert_eq(image_u64(mem, list + 2 * 24), MIB);
+    cr_assert_eq(image_u64(mem, list + 2 * 24 + 8), 31 * MIB);
+    cr_assert_eq(image_u32(mem, list + 2 * 24 + 16), 1);
 }
 
 Test(pvh, start_info_without_initrd_has_no_modules)

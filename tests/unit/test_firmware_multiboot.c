@@ -219,12 +219,13 @@ Test(multiboot, information_tells_all)
     cr_assert_eq(image_u32(mem, list + 4), 32 * MIB - 4096 + 6);
     image_get(mem, image_u32(mem, entry.info + 64), text, 6);
     cr_assert_str_eq(text, "ferry");
-    cr_assert_eq(image_u32(mem, entry.info + 44), 6 * 24, "length of the map");
+    cr_assert_eq(image_u32(mem, entry.info + 44), 4 * 24, "length of the map");
     list = image_u32(mem, entry.info + 48);
-    cr_assert_eq(image_u32(mem, list + 3 * 24), 20, "size of an entry, without itself");
-    cr_assert_eq(image_u64(mem, list + 3 * 24 + 4), MIB);
-    cr_assert_eq(image_u64(mem, list + 3 * 24 + 12), 31 * MIB);
-    cr_assert_eq(image_u32(mem, list + 3 * 24 + 20), 1);
+    cr_assert_eq(image_u32(mem, list + 24 + 20), 2, "reserved up to 1 MiB");
+    cr_assert_eq(image_u32(mem, list + 2 * 24), 20, "size of an entry, without itself");
+    cr_assert_eq(image_u64(mem, list + 2 * 24 + 4), MIB);
+    cr_assert_eq(image_u64(mem, list + 2 * 24 + 12), 31 * MIB);
+    cr_assert_eq(image_u32(mem, list + 2 * 24 + 20), 1);
 }
 
 Test(multiboot, information_without_initrd_has_no_modules)
