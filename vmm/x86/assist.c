@@ -2,26 +2,25 @@
  * Help for a vCPU on a KVM that emulates kernel code: completes what KVM rejects, by emulate.h, and
  * has SYSCALL repaired, by syscall.h, and timer interrupts spaced, by tick.h.
  *
- * Does not decide whether help is needed (probe.c), nor know any instruction, nor when KVM runs what
- * (assist_enter.c). The vCPU's thread, or
+ * Does not decide whether help is needed (probe.c), nor know any instruction. The vCPU's thread, or
  * the loop's while the vCPU is parked; no locks.
  *
  * Texts: the kernel's Documentation/virt/kvm/api.rst: §5 KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_DEBUG,
  * KVM_EXIT_X86_WRMSR; §4.32 KVM_SET_VCPU_EVENTS; §4.126 KVM_X86_SET_MSR_FILTER; §7.28
  * KVM_CAP_EXIT_ON_EMULATION_FAILURE. Intel SDM volume 3B §17.3.1.4 (single-step).
  */
-#include "vmm/x86/assist_internal.h"
+#include "vmm/x86/assist.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <unistd.h>
 
 #include "vmm/arch.h"
 #include "vmm/util/log.h"
-#include "vmm/vm.h"
-#include "vmm/x86/tables.h"
+#include "vmm/x86/emulate.h"
+#include "vmm/x86/syscall.h"
+#include "vmm/x86/tick.h"
 
 #define DR6_BS (1ull << 14)
 
@@ -65,7 +64,14 @@ const char arch_assist_options[] =
     "initcall_blacklist=trace_eval_init,ftrace_check_for_weak_functions,tracer_init_tracefs,"
     "slab_sysfs_init,jent_mod_init";
 
-int x86_assist_fail(const char *what)
+struct x86_assist {
+    int fd; /* borrowed */
+    struct x86_syscall syscall;
+    struct x86_tick tick;
+    struct x86_emu emu;
+};
+
+static int fail(const char *what)
 {
     int err = -errno;
 
@@ -93,33 +99,20 @@ static int watch_msrs(int kvm_fd, int vm_fd)
         return -EOPNOTSUPP;
     }
     if (ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
-        return x86_assist_fail("KVM_CAP_X86_USER_SPACE_MSR");
+        return fail("KVM_CAP_X86_USER_SPACE_MSR");
     if (ioctl(vm_fd, KVM_X86_SET_MSR_FILTER, &filter) < 0)
-        return x86_assist_fail("KVM_X86_SET_MSR_FILTER");
+        return fail("KVM_X86_SET_MSR_FILTER");
     return 0;
 }
 
-/* What interpreting needs of KVM: registers by its run structure, and counts of what it emulates. */
-static bool can_interpret(int kvm_fd)
-{
-    const int needed = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
-
-    return (kvm_capability(kvm_fd, KVM_CAP_SYNC_REGS) & needed) == needed &&
-           kvm_capability(kvm_fd, KVM_CAP_BINARY_STATS_FD) > 0;
-}
-
-int x86_assist_prepare(struct x86_tables **out, int kvm_fd, int vm_fd, struct guest_memory *mem)
+int x86_assist_prepare(int kvm_fd, int vm_fd)
 {
     struct kvm_enable_cap exits = {.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE, .args = {1}};
 
-    *out = NULL;
     /* Without it, KVM exits for kernel code only, and with a #UD raised, which is then withdrawn. */
     if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0 &&
         ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
-        return x86_assist_fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
-    if (can_interpret(kvm_fd) &&
-        x86_tables_create(out, mem, vm_fd, kvm_max_vcpus(kvm_fd)) < 0)
-        log_debug("kernel code is left to KVM: its shadows of page tables cannot be dropped");
+        return fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
     return watch_msrs(kvm_fd, vm_fd);
 }
 
@@ -150,150 +143,71 @@ static int read_msr(struct x86_emu *emu, uint32_t index, uint64_t *value)
 
 static const struct x86_emu_ops emu_ops = {load_xstate, read_msr};
 
-int x86_assist_create(struct x86_assist **out, const struct x86_assist_config *config)
+int x86_assist_create(struct x86_assist **out, int vcpu_fd, struct guest_memory *mem)
 {
-    struct x86_assist *assist = calloc(1, sizeof(*assist));
+    struct x86_assist *assist = aligned_alloc(_Alignof(struct x86_assist), sizeof(*assist));
 
     if (!assist)
         return -ENOMEM;
-    assist->stats_fd = -1;
-    assist->in = aligned_alloc(_Alignof(struct x86_interpreter), sizeof(*assist->in));
-    if (!assist->in) {
-        free(assist);
-        return -ENOMEM;
-    }
-    memset(assist->in, 0, sizeof(*assist->in));
-    assist->fd = config->vcpu_fd;
-    assist->index = config->index;
-    assist->run = config->run;
-    assist->enter_first = true;
-    assist->in->emu.mem = config->mem;
-    assist->in->emu.ops = &emu_ops;
-    assist->in->emu.opaque = assist;
-    if (config->tables && x86_assist_count_emulated(assist) == 0)
-        assist->tables = config->tables;
-    assist->in->tables = assist->tables;
-    assist->in->stop = &config->run->immediate_exit;
+    memset(assist, 0, sizeof(*assist));
+    assist->fd = vcpu_fd;
+    assist->emu.mem = mem;
+    assist->emu.ops = &emu_ops;
+    assist->emu.opaque = assist;
     *out = assist;
     return 0;
 }
 
 void x86_assist_destroy(struct x86_assist *assist)
 {
-    if (!assist)
-        return;
-    if (assist->stats_fd >= 0)
-        close(assist->stats_fd);
-    free(assist->in);
     free(assist);
-}
-
-void x86_assist_leave_to_kvm(struct x86_assist *assist)
-{
-    assist->tables = assist->in->tables = NULL;
-    assist->run->kvm_valid_regs = 0;
-    assist->run->kvm_dirty_regs = 0;
 }
 
 /* ---- registers in, registers out ---- */
 
-int x86_assist_load(struct x86_assist *assist)
+static int load(struct x86_assist *assist)
 {
-    struct x86_emu *emu = &assist->in->emu;
+    struct x86_emu *emu = &assist->emu;
 
     emu->xstate_loaded = emu->xstate_changed = emu->sregs_changed = emu->flush_tlb = false;
-    if (assist->tables && !assist->enter_first) {
-        emu->regs = assist->run->s.regs.regs;
-        emu->sregs = assist->run->s.regs.sregs;
-        return 0;
-    }
     if (ioctl(assist->fd, KVM_GET_REGS, &emu->regs) < 0 ||
         ioctl(assist->fd, KVM_GET_SREGS, &emu->sregs) < 0)
-        return x86_assist_fail("cannot read its registers");
+        return fail("cannot read its registers");
     return 0;
-}
-
-static int store_sregs(struct x86_assist *assist)
-{
-    if (assist->tables) {
-        assist->run->s.regs.sregs = assist->in->emu.sregs;
-        assist->run->kvm_dirty_regs |= KVM_SYNC_X86_SREGS;
-        return 0;
-    }
-    return ioctl(assist->fd, KVM_SET_SREGS, &assist->in->emu.sregs) < 0
-               ? x86_assist_fail("cannot write its system registers")
-               : 0;
-}
-
-static int store_regs(struct x86_assist *assist)
-{
-    if (assist->tables) {
-        assist->run->s.regs.regs = assist->in->emu.regs;
-        assist->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
-        return 0;
-    }
-    return ioctl(assist->fd, KVM_SET_REGS, &assist->in->emu.regs) < 0
-               ? x86_assist_fail("cannot write its registers")
-               : 0;
 }
 
 /* KVM drops all translations of a vCPU whose CR4.PGE changes. */
 static int flush_tlb(struct x86_assist *assist)
 {
-    struct kvm_sregs sregs = assist->in->emu.sregs;
+    struct kvm_sregs sregs = assist->emu.sregs;
 
-    x86_interpret_flush(assist->in);
     sregs.cr4 ^= X86_CR4_PGE;
     if (ioctl(assist->fd, KVM_SET_SREGS, &sregs) < 0 ||
-        ioctl(assist->fd, KVM_SET_SREGS, &assist->in->emu.sregs) < 0)
-        return x86_assist_fail("cannot drop its translations");
+        ioctl(assist->fd, KVM_SET_SREGS, &assist->emu.sregs) < 0)
+        return fail("cannot drop its translations");
     return 0;
-}
-
-/* What the exit has told of them, or KVM. */
-static int load_events(struct x86_assist *assist, struct kvm_vcpu_events *events)
-{
-    if (assist->tables) {
-        *events = assist->run->s.regs.events;
-        return 0;
-    }
-    return ioctl(assist->fd, KVM_GET_VCPU_EVENTS, events) < 0
-               ? x86_assist_fail("cannot read its events")
-               : 0;
-}
-
-static int store_events(struct x86_assist *assist, const struct kvm_vcpu_events *events)
-{
-    if (assist->tables) {
-        assist->run->s.regs.events = *events;
-        assist->run->kvm_dirty_regs |= KVM_SYNC_X86_EVENTS;
-        return 0;
-    }
-    return ioctl(assist->fd, KVM_SET_VCPU_EVENTS, events) < 0
-               ? x86_assist_fail("cannot set its events")
-               : 0;
 }
 
 static int inject(struct x86_assist *assist, const struct x86_fault *fault)
 {
     struct kvm_vcpu_events events;
-    int err = 0;
 
     if (fault->vector == X86_VECTOR_PF) {
-        assist->in->emu.sregs.cr2 = fault->address;
-        err = store_sregs(assist);
+        assist->emu.sregs.cr2 = fault->address;
+        if (ioctl(assist->fd, KVM_SET_SREGS, &assist->emu.sregs) < 0)
+            return fail("cannot set CR2");
     }
-    if (!err)
-        err = load_events(assist, &events);
-    if (err)
-        return err;
+    if (ioctl(assist->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
+        return fail("cannot read its events");
     events.exception.injected = 1;
     events.exception.pending = 0;
     events.exception.nr = fault->vector;
     events.exception.has_error_code = fault->has_error;
     events.exception.error_code = fault->error;
     events.exception_has_payload = 0;
-    return store_events(assist, &events);
+    if (ioctl(assist->fd, KVM_SET_VCPU_EVENTS, &events) < 0)
+        return fail("cannot raise an exception");
+    return 0;
 }
 
 /* The guest's own single-stepping: the trap comes after the instruction. */
@@ -303,24 +217,24 @@ static int trap_step(struct x86_assist *assist)
     struct kvm_debugregs debug;
 
     if (ioctl(assist->fd, KVM_GET_DEBUGREGS, &debug) < 0)
-        return x86_assist_fail("cannot read its debug registers");
+        return fail("cannot read its debug registers");
     debug.dr6 |= DR6_BS;
     if (ioctl(assist->fd, KVM_SET_DEBUGREGS, &debug) < 0)
-        return x86_assist_fail("cannot set its debug registers");
+        return fail("cannot set its debug registers");
     return inject(assist, &trap);
 }
 
-int x86_assist_store(struct x86_assist *assist, bool stepped)
+static int store(struct x86_assist *assist, bool stepped)
 {
-    struct x86_emu *emu = &assist->in->emu;
-    int err = store_regs(assist);
+    struct x86_emu *emu = &assist->emu;
+    int err = 0;
 
-    if (!err && emu->sregs_changed)
-        err = store_sregs(assist);
-    if (!err && emu->xstate_changed &&
-        ioctl(assist->fd, KVM_SET_XSAVE, emu->xstate.bytes) < 0)
-        err = x86_assist_fail("cannot write its extended state");
-    if (!err && emu->flush_tlb)
+    if (ioctl(assist->fd, KVM_SET_REGS, &emu->regs) < 0 ||
+        (emu->sregs_changed && ioctl(assist->fd, KVM_SET_SREGS, &emu->sregs) < 0))
+        return fail("cannot write its registers");
+    if (emu->xstate_changed && ioctl(assist->fd, KVM_SET_XSAVE, emu->xstate.bytes) < 0)
+        return fail("cannot write its extended state");
+    if (emu->flush_tlb)
         err = flush_tlb(assist);
     return !err && stepped ? trap_step(assist) : err;
 }
@@ -328,13 +242,13 @@ int x86_assist_store(struct x86_assist *assist, bool stepped)
 /* Carries out the instruction at RIP. */
 static int complete(struct x86_assist *assist)
 {
-    struct x86_emu *emu = &assist->in->emu;
+    struct x86_emu *emu = &assist->emu;
     bool stepped = emu->regs.rflags & X86_FLAG_TF;
     const struct x86_fault undefined = {.vector = X86_VECTOR_UD};
 
     switch (x86_emulate(emu)) {
     case X86_EMU_DONE:
-        return x86_assist_store(assist, stepped);
+        return store(assist, stepped);
     case X86_EMU_FAULT:
         return inject(assist, &emu->fault);
     case X86_EMU_UNKNOWN:
@@ -348,78 +262,63 @@ static int complete(struct x86_assist *assist)
 static int withdraw_undefined(struct x86_assist *assist)
 {
     struct kvm_vcpu_events events;
-    int err = load_events(assist, &events);
 
-    if (err || !(events.exception.injected || events.exception.pending) ||
+    if (ioctl(assist->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
+        return fail("cannot read its events");
+    if (!(events.exception.injected || events.exception.pending) ||
         events.exception.nr != X86_VECTOR_UD)
-        return err;
+        return 0;
     events.exception.injected = events.exception.pending = 0;
-    return store_events(assist, &events);
+    if (ioctl(assist->fd, KVM_SET_VCPU_EVENTS, &events) < 0)
+        return fail("cannot withdraw an exception");
+    return 0;
 }
 
 static int handle_rejected(struct x86_assist *assist)
 {
-    int err = x86_assist_load(assist);
+    int err = withdraw_undefined(assist);
 
     if (!err)
-        err = withdraw_undefined(assist);
-    if (err)
-        return err;
-    x86_syscall_follow(&assist->syscall, &assist->in->emu);
-    return complete(assist);
+        err = load(assist);
+    if (!err)
+        err = x86_syscall_follow(&assist->syscall, assist->fd, &assist->emu);
+    return err ? err : complete(assist);
 }
 
 static int handle_msr(struct x86_assist *assist, struct kvm_run *run)
 {
     int err;
 
-    assist->enter_first = assist->tables != NULL; /* the instruction is not complete before */
     if (run->msr.index == X86_MSR_TSC_DEADLINE)
         return x86_tick_msr_exit(&assist->tick, assist->fd, run);
-    err = x86_assist_load(assist);
-    if (!err)
-        err = x86_syscall_msr_exit(&assist->syscall, assist->fd, &assist->in->emu, run);
-    assist->in->star = assist->syscall.star;
-    return err;
+    err = load(assist);
+    return err ? err : x86_syscall_msr_exit(&assist->syscall, assist->fd, &assist->emu, run);
 }
 
 int x86_assist_refresh(struct x86_assist *assist)
 {
-    int khz = ioctl(assist->fd, KVM_GET_TSC_KHZ, 0), err;
+    int err = load(assist), khz = ioctl(assist->fd, KVM_GET_TSC_KHZ, 0);
 
-    assist->enter_first = true;
-    assist->early_steps = 0;
-    assist->halted = assist->ran_user = assist->left_with_interrupts = false;
-    assist->unwatched = assist->debug_written = true;
-    assist->in->table_left = 0;
-    assist->in->has_kernel_gs = false;
-    x86_interpret_flush(assist->in);
-    err = x86_assist_load(assist);
     x86_tick_init(&assist->tick, khz > 0 ? (uint32_t)khz : 0);
-    if (!err)
-        err = x86_syscall_refresh(&assist->syscall, assist->fd, &assist->in->emu);
-    assist->in->star = assist->syscall.star;
-    return err;
+    return err ? err : x86_syscall_refresh(&assist->syscall, assist->fd, &assist->emu);
 }
 
-/* The breakpoint on the guest's page-fault handler; see syscall.c. A fault of the guest's own goes on
- * by x86_assist_enter(), and so do the steps and other breakpoints that it has asked for. */
+/* The breakpoint on the guest's page-fault handler; see syscall.c. */
 static int handle_debug(struct x86_assist *assist)
 {
-    struct x86_emu *emu = &assist->in->emu;
-    int err;
+    int err = load(assist), found;
 
-    if (assist->mode == X86_ASSIST_STEP)
-        return 0;
-    err = x86_assist_load(assist);
-    if (!err && emu->regs.rip == assist->syscall.handler &&
-        x86_syscall_repair(&assist->syscall, emu))
-        return x86_assist_store(assist, false);
-    if (err || assist->tables)
+    if (err)
         return err;
-    err = complete(assist); /* the handler's first instruction, since the breakpoint stands on it */
-    assist->step_over = err == -ENOTSUP;
-    return assist->step_over ? 0 : err;
+    found = x86_syscall_debug_exit(&assist->syscall, assist->fd, &assist->emu);
+    if (found == X86_SYSCALL_ENTERED)
+        return store(assist, false);
+    if (found != X86_SYSCALL_OTHER)
+        return found < 0 ? found : 0;
+    /* A fault of the guest's own: its handler's first instruction is carried out here, since the
+     * breakpoint stands on it. */
+    err = complete(assist);
+    return err == -ENOTSUP ? x86_syscall_step(&assist->syscall, assist->fd) : err;
 }
 
 int x86_assist_exit(struct x86_assist *assist, struct kvm_run *run)

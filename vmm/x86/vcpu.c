@@ -19,7 +19,6 @@
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
 #include "vmm/x86/assist.h"
-#include "vmm/x86/tables.h"
 #include "vmm/x86/vcpu_state.h"
 #include "vmm/x86/x86.h"
 
@@ -55,7 +54,7 @@ static int fail(const char *action, const char *what)
     return err;
 }
 
-static int set_cpuid(int kvm_fd, int vcpu_fd, unsigned index, unsigned count, bool emulated)
+static int set_cpuid(int kvm_fd, int vcpu_fd, unsigned index, unsigned count)
 {
     struct x86_cpuid *cpuid = malloc(sizeof(*cpuid));
     int khz = ioctl(vcpu_fd, KVM_GET_TSC_KHZ, 0);
@@ -64,7 +63,6 @@ static int set_cpuid(int kvm_fd, int vcpu_fd, unsigned index, unsigned count, bo
         .count = count,
         .tsc_khz = khz > 0 ? (uint32_t)khz : 0,
         .tsc_deadline = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0,
-        .emulated = emulated,
     };
     int err;
 
@@ -92,10 +90,10 @@ static void set_optional_msr(int vcpu_fd, uint32_t index, uint64_t value)
 }
 
 int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned index,
-                     unsigned count, const struct arch_assist *assist)
+                     unsigned count, struct guest_memory *assist)
 {
     struct arch_vcpu *acpu;
-    int err = set_cpuid(kvm_fd, vcpu_fd, index, count, assist != NULL);
+    int err = set_cpuid(kvm_fd, vcpu_fd, index, count);
 
     if (err)
         return err;
@@ -109,11 +107,7 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
     set_optional_msr(vcpu_fd, MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK);
     err = x86_vcpu_state_read(kvm_fd, vcpu_fd, &acpu->power_on);
     if (!err && assist)
-        err = x86_assist_create(
-            &acpu->assist, &(struct x86_assist_config){.vcpu_fd = vcpu_fd, .index = index,
-                                                       .mem = assist->mem,
-                                                       .tables = assist->tables,
-                                                       .run = assist->run});
+        err = x86_assist_create(&acpu->assist, vcpu_fd, assist);
     if (err) {
         arch_vcpu_destroy(acpu);
         return err;
@@ -200,12 +194,8 @@ static int load_cpuid(struct arch_vcpu *acpu, struct state_reader *in)
 
     if (!err)
         err = read_cpuid(acpu, here);
-    if (!err && acpu->assist)
-        err = x86_cpuid_add_hidden(acpu->kvm_fd, here);
     if (!err)
         err = x86_cpuid_check(saved, here);
-    if (!err && acpu->assist && x86_cpuid_flushes(saved))
-        x86_assist_leave_to_kvm(acpu->assist);
     if (!err && ioctl(acpu->fd, KVM_SET_CPUID2, &saved->head) < 0)
         err = fail("set", "CPUID");
     free(here);
@@ -416,22 +406,7 @@ int arch_vcpu_exit(struct arch_vcpu *acpu, struct vcpu *vcpu, struct kvm_run *ru
     return acpu->assist ? x86_assist_exit(acpu->assist, run) : -ENOSYS;
 }
 
-int arch_vcpu_enter(struct arch_vcpu *acpu)
+int arch_vm_assist(int kvm_fd, int vm_fd)
 {
-    return acpu->assist ? x86_assist_enter(acpu->assist) : 0;
-}
-
-int arch_vcpu_park(struct arch_vcpu *acpu)
-{
-    return acpu->assist ? x86_assist_park(acpu->assist) : 0;
-}
-
-int arch_vm_assist(struct x86_tables **out, int kvm_fd, int vm_fd, struct guest_memory *mem)
-{
-    return x86_assist_prepare(out, kvm_fd, vm_fd, mem);
-}
-
-void arch_vm_assist_end(struct x86_tables *tables)
-{
-    x86_tables_destroy(tables);
+    return x86_assist_prepare(kvm_fd, vm_fd);
 }
