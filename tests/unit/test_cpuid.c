@@ -103,6 +103,25 @@ Test(cpuid, describes_one_package_of_cores_with_a_thread_each)
     cr_expect_eq(get(0x8000001E, 0)->ecx, 0);
 }
 
+/* Of 0x40000001: kick, flush, send and yield are bits 7, 9, 11 and 13. */
+Test(cpuid, hides_hypercalls_in_place_of_interrupts_where_kernel_code_is_emulated)
+{
+    const struct x86_topology t = {.count = 2, .emulated = true};
+
+    begin(true);
+    add(0x40000001, 0, 0x01007EFB, 0, 0, 0, 0);
+    cr_assert_eq(x86_cpuid_set_topology(&cpuid, &t), 0);
+    cr_expect_eq(get(0x40000001, 0)->eax, 0x0100547B);
+}
+
+Test(cpuid, leaves_hypercalls_elsewhere)
+{
+    begin(true);
+    add(0x40000001, 0, 0x01007EFB, 0, 0, 0, 0);
+    set(0, 2);
+    cr_expect_eq(get(0x40000001, 0)->eax, 0x01007EFB);
+}
+
 Test(cpuid, shares_only_the_last_cache_level)
 {
     begin(true);

@@ -6,9 +6,11 @@
  * Texts: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E; the kernel's
  * Documentation/virt/kvm/x86/cpuid.rst and api.rst §4.46 KVM_GET_SUPPORTED_CPUID.
  */
+#include <asm/kvm_para.h>
 #include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
@@ -16,6 +18,7 @@
 #include "vmm/x86/x86.h"
 
 #define LEAF_KVM 0x40000000u
+#define LEAF_KVM_FEATURES 0x40000001u
 #define LEAF_KVM_TIMING 0x40000010u /* EAX: TSC kHz, EBX: APIC timer kHz; as VMware defined it */
 #define APIC_BUS_KHZ 1000000u       /* KVM's APIC timer counts nanoseconds */
 
@@ -25,6 +28,11 @@
 #define ECX1_OSXSAVE (1u << 27) /* as the guest's CR4 has it */
 #define ECX7_OSPKE (1u << 4)    /* likewise */
 #define EDX1_HTT (1u << 28)
+
+/* Of the leaf's EAX: what leave_interrupts_to_the_apic() hides. */
+#define HIDDEN                                                                                     \
+    (1u << KVM_FEATURE_PV_UNHALT | 1u << KVM_FEATURE_PV_TLB_FLUSH |                                \
+     1u << KVM_FEATURE_PV_SEND_IPI | 1u << KVM_FEATURE_PV_SCHED_YIELD)
 
 /* Leaf 0xB and 0x1F, ECX bits 15:8. */
 #define LEVEL_SMT 1u
@@ -192,6 +200,29 @@ static int set_timing(struct x86_cpuid *cpuid, const struct x86_topology *t)
     return 0;
 }
 
+/* Hypercalls that take the place of an interrupt. KVM may patch VMCALL and have it carried out anew for
+ * ever, where it emulates it. */
+static void leave_interrupts_to_the_apic(struct x86_cpuid *cpuid)
+{
+    struct kvm_cpuid_entry2 *e = find(cpuid, LEAF_KVM_FEATURES, 0);
+
+    if (e)
+        e->eax &= ~HIDDEN;
+}
+
+int x86_cpuid_add_hidden(int kvm_fd, struct x86_cpuid *here)
+{
+    struct x86_cpuid *all = malloc(sizeof(*all));
+    struct kvm_cpuid_entry2 *e = find(here, LEAF_KVM_FEATURES, 0), *whole;
+    int err = all ? x86_cpuid_supported(kvm_fd, all) : -ENOMEM;
+
+    whole = err ? NULL : find(all, LEAF_KVM_FEATURES, 0);
+    if (e && whole)
+        e->eax |= whole->eax & HIDDEN;
+    free(all);
+    return err;
+}
+
 int x86_cpuid_set_topology(struct x86_cpuid *cpuid, const struct x86_topology *topology)
 {
     struct kvm_cpuid_entry2 *basic = find(cpuid, 0, 0);
@@ -200,6 +231,8 @@ int x86_cpuid_set_topology(struct x86_cpuid *cpuid, const struct x86_topology *t
     set_leaf_1(cpuid, topology);
     set_caches(cpuid, topology);
     set_amd_topology(cpuid, topology);
+    if (topology->emulated)
+        leave_interrupts_to_the_apic(cpuid);
     if (basic && basic->eax >= 0xB)
         err = set_extended_topology(cpuid, topology, 0xB);
     if (!err && basic && basic->eax >= 0x1F)

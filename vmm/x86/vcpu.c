@@ -54,7 +54,7 @@ static int fail(const char *action, const char *what)
     return err;
 }
 
-static int set_cpuid(int kvm_fd, int vcpu_fd, unsigned index, unsigned count)
+static int set_cpuid(int kvm_fd, int vcpu_fd, unsigned index, unsigned count, bool emulated)
 {
     struct x86_cpuid *cpuid = malloc(sizeof(*cpuid));
     int khz = ioctl(vcpu_fd, KVM_GET_TSC_KHZ, 0);
@@ -63,6 +63,7 @@ static int set_cpuid(int kvm_fd, int vcpu_fd, unsigned index, unsigned count)
         .count = count,
         .tsc_khz = khz > 0 ? (uint32_t)khz : 0,
         .tsc_deadline = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0,
+        .emulated = emulated,
     };
     int err;
 
@@ -93,7 +94,7 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
                      unsigned count, struct guest_memory *assist)
 {
     struct arch_vcpu *acpu;
-    int err = set_cpuid(kvm_fd, vcpu_fd, index, count);
+    int err = set_cpuid(kvm_fd, vcpu_fd, index, count, assist != NULL);
 
     if (err)
         return err;
@@ -194,6 +195,8 @@ static int load_cpuid(struct arch_vcpu *acpu, struct state_reader *in)
 
     if (!err)
         err = read_cpuid(acpu, here);
+    if (!err && acpu->assist)
+        err = x86_cpuid_add_hidden(acpu->kvm_fd, here);
     if (!err)
         err = x86_cpuid_check(saved, here);
     if (!err && ioctl(acpu->fd, KVM_SET_CPUID2, &saved->head) < 0)
