@@ -22,7 +22,9 @@ struct region_bits {
     uint64_t *todo;  /* owns: to be sent */
     uint64_t *fresh; /* owns: for what the log says */
     uint64_t *there; /* owns: the destination's page is not zero */
-    uint16_t *left;  /* owns: bits of todo, by chunks; in all memory they are looked for by these */
+    uint16_t *left;  /* owns: bits of todo, by chunks; in all memory they are looked for by these. Of a
+                      * chunk that was untouched up to now: no more than that there are some */
+    bool *untouched; /* owns: chunks that the file has nothing of, and the log was not begun for */
     uint64_t pages, words, chunks;
 };
 
@@ -42,8 +44,9 @@ struct lane {
     struct link *link; /* the source's, for the first; owns the others */
     struct batch batch;
     struct compressor *compressor; /* owns; NULL: none */
-    /* Page: none of the memfd's holes is before it, in this round. */
-    uint64_t data_until[MEMORY_MAX_REGIONS];
+    /* Pages, in this round: none of the memfd's holes is before it; the first that a look for chunks
+     * that are untouched came upon. */
+    uint64_t data_until[MEMORY_MAX_REGIONS], data_from[MEMORY_MAX_REGIONS];
     uint64_t zero_pages; /* not counted in status yet */
     int err;             /* its thread's; read after that was joined */
 };
