@@ -118,10 +118,10 @@ struct switch_port_config {
 
 #define SWITCH_RATE_MAX 1000000000000ull
 #define SWITCH_BURST_MAX (1ull << 30)
-#define SWITCH_RATE_EXPECTS "bits a second such as 100M or 2.5G, up to 1T,"
+#define SWITCH_RATE_EXPECTS "bits a second such as 100M or 2.5G, up to 1T, or off"
 /* uint64_t: bit/s with one of K, M, G, T (powers of 1000), and up to three decimals. */
 int switch_parse_rate(const struct option_key *key, const char *text, void *field);
-#define SWITCH_BURST_EXPECTS "bytes such as 1500 or 64K, up to 1G,"
+#define SWITCH_BURST_EXPECTS "bytes such as 1500 or 64K, up to 1G, or off"
 /* uint64_t: bytes, with one of K, M, G (powers of 1024) or without. */
 int switch_parse_burst(const struct option_key *key, const char *text, void *field);
 extern const struct option_choice switch_settings[]; /* on, off */

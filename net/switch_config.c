@@ -54,12 +54,24 @@ static const char *read_thousandths(const char *text, uint64_t *out)
     return text;
 }
 
+/* `off`: no limit, or the usual burst. */
+static bool is_off(const char *text, uint64_t *field)
+{
+    bool off = strcmp(text, "off") == 0;
+
+    if (off)
+        *field = 0;
+    return off;
+}
+
 int switch_parse_rate(const struct option_key *key, const char *text, void *field)
 {
     uint64_t thousandths, unit = 1;
     const char *end = read_thousandths(text, &thousandths);
 
     (void)key;
+    if (is_off(text, field))
+        return 0;
     if (!end)
         return -EINVAL;
     if (*end) {
@@ -82,6 +94,8 @@ int switch_parse_burst(const struct option_key *key, const char *text, void *fie
     unsigned bytes;
     int error;
 
+    if (is_off(text, field))
+        return 0;
     if (length == 0 || text[length - 1] < '0' || text[length - 1] > '9')
         return option_parse_size(&limits, text, field);
     error = option_parse_number(&limits, text, &bytes);
@@ -127,7 +141,9 @@ int switch_port_config_check(const char *where, const struct switch_port_config 
         return -EINVAL;
     }
     if (why) {
-        log_error("%s: %s: %s", where, config->name, why);
+        bool named = strcmp(where, config->name) == 0;
+
+        log_error("%s: %s%s%s", where, named ? "" : config->name, named ? "" : ": ", why);
         return -EINVAL;
     }
     return 0;
@@ -135,6 +151,15 @@ int switch_port_config_check(const char *where, const struct switch_port_config 
 
 /* The first keys of the table are those of VLANs. */
 #define VLAN_KEYS 5u
+
+/* A limit that is lifted takes along the burst that it had. */
+static void lift_bursts(const struct switch_port_config *before, struct switch_port_config *after)
+{
+    if (before->rate_in && !after->rate_in && after->burst_in == before->burst_in)
+        after->burst_in = 0;
+    if (before->rate_out && !after->rate_out && after->burst_out == before->burst_out)
+        after->burst_out = 0;
+}
 
 int switch_port_config_update(const char *where, const char *text,
                               struct switch_port_config *config)
@@ -149,8 +174,10 @@ int switch_port_config_update(const char *where, const char *text,
         changed.config.vlan = (struct vlan_config){0};
     /* Known to parse: now over what there is. */
     error = options_parse_list_seen(where, text, port_keys, &changed, &seen);
-    if (error == 0)
+    if (error == 0) {
+        lift_bursts(config, &changed.config);
         error = switch_port_config_check(where, &changed.config);
+    }
     if (error == 0)
         *config = changed.config;
     return error;

@@ -110,6 +110,16 @@ static int exchange(const char *path, const struct target *target,
     return err;
 }
 
+/* What is answered may begin with the name of what was asked about. */
+static void log_refusal(const struct client_request *request, const json_t *json)
+{
+    const char *why = json_is_string(json) ? json_string_value(json) : "refused";
+    size_t length = strlen(request->name);
+    bool named = strncmp(why, request->name, length) == 0 && why[length] == ':';
+
+    log_error("%s%s%s", named ? "" : request->name, named ? "" : ": ", why);
+}
+
 static int read_answer(const struct client_request *request, const struct http_answer *answer,
                        json_t **reply)
 {
@@ -124,8 +134,7 @@ static int read_answer(const struct client_request *request, const struct http_a
     }
     if (status / 100 != 2) {
         if (!request->quiet)
-            log_error("%s: %s", request->name,
-                      json_is_string(json) ? json_string_value(json) : "refused");
+            log_refusal(request, json);
         json_decref(json);
         return status == 400 ? -EINVAL : -EREMOTEIO;
     }

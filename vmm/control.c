@@ -116,6 +116,7 @@ static unsigned status_of(int error, const json_t *reply)
     case 0: return reply ? MHD_HTTP_OK : MHD_HTTP_NO_CONTENT;
     case -EINVAL: return MHD_HTTP_BAD_REQUEST;
     case -EALREADY: return MHD_HTTP_CONFLICT;
+    case -EOPNOTSUPP: return MHD_HTTP_NOT_IMPLEMENTED;
     default: return MHD_HTTP_INTERNAL_SERVER_ERROR;
     }
 }

@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "devices/chardev.h"
+#include "devices/virtio/blk.h"
+#include "devices/virtio/net.h"
 #include "vmm/control.h"
 #include "vmm/control_body.h"
 #include "vmm/machine_internal.h"
@@ -32,13 +34,17 @@ static json_t *describe_nets(const struct machine_config *config)
     json_t *nets = json_array();
 
     for (unsigned i = 0; i < config->n_nets; i++) {
-        const uint8_t *mac = config->nets[i].mac.bytes;
+        const struct net_options *net = &config->nets[i];
+        const uint8_t *mac = net->mac.bytes;
+        bool switched = net->switch_name[0] != '\0';
 
-        json_array_append_new(nets, json_pack("{s:s, s:o}", "mode",
-                                              uplink_mode_name(&config->nets[i].uplink), "mac",
-                                              json_sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0],
-                                                           mac[1], mac[2], mac[3], mac[4],
-                                                           mac[5])));
+        json_array_append_new(
+            nets, json_pack("{s:s, s:s*, s:s*, s:o}", "mode",
+                            switched ? "switch" : uplink_mode_name(&net->uplink), "switch",
+                            switched ? net->switch_name : NULL, "port",
+                            switched ? net->port.name : NULL, "mac",
+                            json_sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2],
+                                         mac[3], mac[4], mac[5])));
     }
     return nets;
 }
@@ -71,10 +77,9 @@ json_t *machine_describe(const struct machine *m)
     const struct machine_config *c = m->config;
 
     return json_pack(
-        "{s:s, s:i, s:s, s:I, s:{s:{s:i}, s:{s:I}, s:{s:s, s:s?, s:s}, s:o, s:o, s:o, s:o}}",
-        "name", c->name, "pid", (int)getpid(), "state",
-        state_of(m),
-        "memory_actual_size", (json_int_t)c->memory.size, "config", "cpus", "boot_vcpus",
+        "{s:s, s:i, s:s, s:I, s:{s:{s:i, s:i}, s:{s:I}, s:{s:s, s:s?, s:s}, s:o, s:o, s:o, s:o}}",
+        "name", c->name, "pid", (int)getpid(), "state", state_of(m), "memory_actual_size",
+        (json_int_t)c->memory.size, "config", "cpus", "boot_vcpus", (int)c->cpus, "max_vcpus",
         (int)c->cpus, "memory", "size", (json_int_t)c->memory.size, "payload", "kernel", c->kernel,
         "initramfs", c->initrd, "cmdline", c->append, "disks", describe_disks(c), "net",
         describe_nets(c), "serial", describe_console(m, CONSOLE_SERIAL), "console",
@@ -85,6 +90,53 @@ static int info(void *opaque, const json_t *body, json_t **reply)
 {
     (void)body;
     *reply = machine_describe(opaque);
+    return *reply ? 0 : -ENOMEM;
+}
+
+static void describe_disk_counters(const struct machine *m, json_t *all)
+{
+    char id[16];
+
+    for (unsigned i = 0; i < m->n_disks; i++) {
+        struct virtio_blk_counters c;
+
+        virtio_blk_get_counters(m->disks[i], &c);
+        snprintf(id, sizeof(id), "disk%u", i);
+        json_object_set_new(all, id, json_pack("{s:I, s:I, s:I, s:I}", "read_ops",
+                                               (json_int_t)c.read_ops, "read_bytes",
+                                               (json_int_t)c.read_bytes, "write_ops",
+                                               (json_int_t)c.write_ops, "write_bytes",
+                                               (json_int_t)c.write_bytes));
+    }
+}
+
+static void describe_nic_counters(const struct machine *m, json_t *all)
+{
+    for (unsigned i = 0; i < m->config->n_nets; i++) {
+        struct virtio_net_counters c;
+
+        if (!m->nics[i].card)
+            continue;
+        virtio_net_get_counters(m->nics[i].card, &c);
+        json_object_set_new(
+            all, m->nics[i].id,
+            json_pack("{s:I, s:I, s:I, s:I}", "rx_frames", (json_int_t)c.rx_frames, "rx_bytes",
+                      (json_int_t)c.rx_bytes, "tx_frames", (json_int_t)c.tx_frames, "tx_bytes",
+                      (json_int_t)c.tx_bytes));
+    }
+}
+
+/* What devices counted, by their names. */
+static int count(void *opaque, const json_t *body, json_t **reply)
+{
+    struct machine *m = opaque;
+
+    (void)body;
+    *reply = json_object();
+    pthread_mutex_lock(&m->lock);
+    describe_disk_counters(m, *reply);
+    describe_nic_counters(m, *reply);
+    pthread_mutex_unlock(&m->lock);
     return *reply ? 0 : -ENOMEM;
 }
 
@@ -202,7 +254,8 @@ static int snapshot_vm(void *opaque, const json_t *body, json_t **reply)
     return -EINPROGRESS;
 }
 
-/* The answer leaves before the loop notices the end. */
+/* The answer leaves before the loop notices the end. A guest that has ended is nowhere kept, so there is
+ * no more to vm.delete. */
 static int shut_down(void *opaque, const json_t *body, json_t **reply)
 {
     (void)body;
@@ -213,6 +266,8 @@ static int shut_down(void *opaque, const json_t *body, json_t **reply)
 
 const struct control_route machine_routes[] = {
     {"GET", "/api/v1/vm.info", info},
+    {"GET", "/api/v1/vm.counters", count},
+    {"PUT", "/api/v1/vm.delete", shut_down},
     {"PUT", "/api/v1/vm.pause", pause_vm},
     {"PUT", "/api/v1/vm.resume", resume_vm},
     {"PUT", "/api/v1/vm.power-button", press_power_button},

@@ -156,6 +156,67 @@ static const struct control_route process_routes[] = {
     {0},
 };
 
+/* ---- what clients of Cloud Hypervisor may ask for, and Ferry has not ---- */
+
+static int refuse(json_t **reply, const char *why)
+{
+    *reply = json_string(why);
+    return -EOPNOTSUPP;
+}
+
+static int have_none_made(void *opaque, const json_t *body, json_t **reply)
+{
+    (void)opaque;
+    (void)body;
+    return refuse(reply, "guests are made by 'ferry run', 'ferry up' and 'ferry restore'");
+}
+
+static int stay_as_started(void *opaque, const json_t *body, json_t **reply)
+{
+    (void)opaque;
+    (void)body;
+    return refuse(reply, "a guest keeps the CPUs, the memory and the devices that it was started with");
+}
+
+static int save_instead(void *opaque, const json_t *body, json_t **reply)
+{
+    (void)opaque;
+    (void)body;
+    return refuse(reply, "there are no core dumps; vm.snapshot writes a guest to a file");
+}
+
+static int break_instead(void *opaque, const json_t *body, json_t **reply)
+{
+    (void)opaque;
+    (void)body;
+    return refuse(reply, "there are no NMIs from outside; vm.send-break leads to Linux's SysRq keys");
+}
+
+static const struct control_route absent_routes[] = {
+    {"PUT", "/api/v1/vm.create", have_none_made},
+    {"PUT", "/api/v1/vm.boot", have_none_made},
+    {"PUT", "/api/v1/vm.restore", have_none_made},
+    {"PUT", "/api/v1/vm.resize", stay_as_started},
+    {"PUT", "/api/v1/vm.resize-disk", stay_as_started},
+    {"PUT", "/api/v1/vm.resize-zone", stay_as_started},
+    {"PUT", "/api/v1/vm.add-device", stay_as_started},
+    {"PUT", "/api/v1/vm.remove-device", stay_as_started},
+    {"PUT", "/api/v1/vm.add-disk", stay_as_started},
+    {"PUT", "/api/v1/vm.add-fs", stay_as_started},
+    {"PUT", "/api/v1/vm.add-generic-vhost-user", stay_as_started},
+    {"PUT", "/api/v1/vm.add-net", stay_as_started},
+    {"PUT", "/api/v1/vm.add-pmem", stay_as_started},
+    {"PUT", "/api/v1/vm.add-user-device", stay_as_started},
+    {"PUT", "/api/v1/vm.add-vdpa", stay_as_started},
+    {"PUT", "/api/v1/vm.add-vsock", stay_as_started},
+    {"GET", "/api/v1/vm.balloon-stats", stay_as_started},
+    {"PUT", "/api/v1/vm.coredump", save_instead},
+    {"PUT", "/api/v1/vm.nmi", break_instead},
+    {0},
+};
+
+/* ---- which guest is meant ---- */
+
 /* ?guest=NAME; where there is one guest, or one that is named as the process, it need not be said. */
 static int pick_guest(void *opaque, const json_t *body, void **object, json_t **reply)
 {
@@ -189,5 +250,6 @@ const struct control_table process_tables[] = {
     {machine_migrate_routes, pick_guest},
     {process_net_list_routes, NULL},
     {process_net_routes, process_net_pick},
+    {absent_routes, NULL},
     {0},
 };

@@ -157,6 +157,7 @@ struct virtio_blk {
     struct loop_call again;    /* gives them that */
     _Atomic uint32_t due;      /* queues whose driver is to be asked about an interrupt */
     struct loop_hook hook;
+    struct virtio_blk_counters counters;
 };
 _Static_assert(offsetof(struct virtio_blk, vdev) == 0, "the class casts");
 
@@ -329,6 +330,10 @@ static void finish(struct blk_request *req, uint8_t status)
 {
     struct virtio_blk *blk = req->blk;
 
+    if (status == BLK_S_OK) {
+        blk->counters.read_ops += req->type == BLK_T_IN;
+        blk->counters.write_ops += req->type == BLK_T_OUT;
+    }
     /* The address was translated when the request was taken, and RAM does not go away. */
     (void)memory_write(blk->vdev.env->mem, req->status, &status, sizeof(status));
     virtqueue_push_head(&blk->vdev.queues[req->queue], req->head, req->written);
@@ -500,9 +505,11 @@ static void run_step(struct blk_request *req)
 static void advance(struct blk_request *req, size_t n)
 {
     const uint8_t *bounced = req->type == BLK_T_IN ? req->bounce : NULL;
+    struct virtio_blk_counters *counters = &req->blk->counters;
 
     req->offset += n;
     req->left -= n;
+    *(req->type == BLK_T_IN ? &counters->read_bytes : &counters->write_bytes) += n;
     while (n > 0) {
         struct iovec *iov = &req->iov[req->first];
         size_t part = iov->iov_len < n ? iov->iov_len : n;
@@ -1125,4 +1132,9 @@ bool virtio_blk_locked_elsewhere(struct virtio_device *vdev)
 uint64_t virtio_blk_bytes(const struct virtio_device *vdev)
 {
     return ((const struct virtio_blk *)vdev)->image.size;
+}
+
+void virtio_blk_get_counters(const struct virtio_device *vdev, struct virtio_blk_counters *counters)
+{
+    *counters = ((const struct virtio_blk *)vdev)->counters;
 }

@@ -44,4 +44,11 @@ void virtio_blk_sync(struct virtio_device *vdev);
 bool virtio_blk_locked_elsewhere(struct virtio_device *vdev);
 uint64_t virtio_blk_bytes(const struct virtio_device *vdev);
 
+/* Since the device was made: requests that were carried out, and bytes between image and guest. */
+struct virtio_blk_counters {
+    uint64_t read_ops, write_ops, read_bytes, write_bytes;
+};
+/* With the device lock held. */
+void virtio_blk_get_counters(const struct virtio_device *vdev, struct virtio_blk_counters *counters);
+
 #endif

@@ -30,8 +30,10 @@ struct virtio_net_options {
     uint64_t withheld; /* features that are not offered, as bits: the card's or the ring's */
 };
 
-/* Frames that were dropped: of the guest's, or on their way to it. */
 struct virtio_net_counters {
+    /* What the driver was given, and what was taken from it. */
+    uint64_t rx_frames, rx_bytes, tx_frames, tx_bytes;
+    /* Frames that were dropped: of the guest's, or on their way to it. */
     uint64_t not_ready; /* no driver was there, or the link was down */
     uint64_t filtered;  /* the driver's filter did not want them */
     uint64_t too_long;  /* for the MTU, or for the driver's buffers */

@@ -341,6 +341,8 @@ static bool place(struct virtio_net *net, const struct net_frame *frame)
     virtqueue_disable_kicks(net_rx_queue(net, route.pair));
     switch (place_frame(net, frame, &route)) {
     case PLACED:
+        net->counters.rx_frames++;
+        net->counters.rx_bytes += frame->length;
         return true;
     case NO_BUFFERS:
         return refuse(net);
@@ -582,9 +584,11 @@ bool net_rx_return(struct net_port *port, const struct net_frame *frame)
     if (net->lent.generation != net->vdev.generation ||
         (net->vdev.status & VIRTIO_CONFIG_S_NEEDS_RESET))
         net->counters.not_ready += frame != NULL;
-    else if (frame && is_good(net, frame))
+    else if (frame && is_good(net, frame)) {
         use_chains(net, frame);
-    else
+        net->counters.rx_frames++;
+        net->counters.rx_bytes += frame->length;
+    } else
         take_back(net, net->lent.n);
     device_unlock(net->vdev.env);
     return frame != NULL;

@@ -206,6 +206,13 @@ static void settle(struct virtio_net *net, struct virtqueue *vq, unsigned taken)
     net->blocked = done < batch->n_chains;
 }
 
+static void count_taken(struct virtio_net *net, unsigned taken)
+{
+    net->counters.tx_frames += taken;
+    for (unsigned i = 0; i < taken; i++)
+        net->counters.tx_bytes += net->batch.frames[i].length;
+}
+
 /* Sends the batch, with the lock let go meanwhile; false when the queue is not to be looked at any
  * more. */
 static bool send_batch(struct virtio_net *net, struct virtqueue *vq)
@@ -220,6 +227,7 @@ static bool send_batch(struct virtio_net *net, struct virtqueue *vq)
         taken = net_port_send(&net->port, batch->frames, batch->n_frames);
         device_lock(vdev->env);
         net_note_traffic(net);
+        count_taken(net, taken);
         /* Reset, or broken by what came in: the chains are not this queue's any more. */
         if (vdev->generation != generation || !virtio_device_live(vdev))
             return false;

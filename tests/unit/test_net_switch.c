@@ -800,6 +800,23 @@ Test(net_switch, settings_that_do_not_fit_together_are_refused)
     }
 }
 
+Test(net_switch, a_limit_that_is_lifted_takes_its_burst_along)
+{
+    struct switch_port_config config = {.name = "g0"};
+
+    cr_assert_eq(switch_port_config_update("set", "rate-in=1M,burst-in=2K,rate-out=3M,burst-out=4K",
+                                           &config), 0);
+    cr_assert_eq(switch_port_config_update("set", "burst-out=off", &config), 0);
+    cr_assert_eq(config.burst_out, 0);
+    cr_assert_eq(config.rate_out, 3000000);
+    cr_assert_eq(switch_port_config_update("set", "rate-in=off", &config), 0);
+    cr_assert_eq(config.rate_in, 0);
+    cr_assert_eq(config.burst_in, 0);
+    cr_assert_eq(config.rate_out, 3000000);
+    cr_assert_eq(switch_port_config_update("set", "rate-out=off,burst-out=4K", &config), -EINVAL);
+    cr_assert_eq(config.rate_out, 3000000);
+}
+
 Test(net_switch, rates_are_in_bits_and_have_decimals)
 {
     struct switch_port_config config = {.name = "p"};

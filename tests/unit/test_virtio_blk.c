@@ -247,6 +247,22 @@ Test(blk, a_write_reaches_the_image_and_nothing_beside_it)
     cr_assert(image_has(103, 104, 1));
 }
 
+Test(blk, requests_that_were_carried_out_are_counted_and_no_others)
+{
+    struct virtio_blk_counters counters;
+
+    bring_up();
+    cr_assert_eq(request(T_IN, 7, DATA, 2 * SECTOR), S_OK);
+    cr_assert_eq(request(T_OUT, 100, DATA, 3 * SECTOR), S_OK);
+    cr_assert_eq(request(T_IN, IMAGE_SECTORS, DATA, SECTOR), S_IOERR);
+    cr_assert_eq(request(T_OUT, IMAGE_SECTORS, DATA, SECTOR), S_IOERR);
+    virtio_blk_get_counters(vdev, &counters);
+    cr_assert_eq(counters.read_ops, 1);
+    cr_assert_eq(counters.read_bytes, 2 * SECTOR);
+    cr_assert_eq(counters.write_ops, 1);
+    cr_assert_eq(counters.write_bytes, 3 * SECTOR);
+}
+
 Test(blk, the_last_sector_is_within_reach_and_the_next_is_not)
 {
     bring_up();

@@ -710,6 +710,334 @@ Test(virtio_net, a_frame_put_into_lent_buffers_arrives_and_those_not_needed_stay
     assert_used(RX, 100 + HEADER);
 }
 
+Test(virtio_net, the_longest_frame_fits_into_buffers_that_merge)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    for (unsigned i = 0; i < QUEUE_SIZE; i++)
+        add_buffer(DATA + i * 0x2000, 0x1100);
+    cr_assert(send_to_card(card_mac, NET_FRAME_MAX));
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), (HEADER + NET_FRAME_MAX + 0x10FF) / 0x1100);
+}
+
+Test(virtio_net, without_enough_buffers_a_frame_is_refused_and_none_is_used)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    add_buffer(DATA, 500);
+    add_buffer(DATA + 0x1000, 500);
+    cr_assert(!send_to_card(card_mac, 1500));
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+    cr_assert(send_to_card(card_mac, 900));
+    assert_used(RX, 500);
+    assert_used(RX, HEADER + 900 - 500);
+}
+
+static void kick_after_adding(gpa_t gpa, bool expected)
+{
+    uint16_t old = queues[RX].avail_idx;
+
+    add_buffer(gpa, 2000);
+    cr_assert_eq(fake_queue_should_kick(&queues[RX], old), expected);
+    if (expected)
+        fake_driver_kick(vdev, RX);
+}
+
+static void assert_kicks_are_wanted_when_starved(uint64_t features)
+{
+    start(features);
+    add_buffer(DATA, 2000);
+    add_buffer(DATA + 0x1000, 2000);
+    cr_assert(send_to_card(card_mac, 100));
+    kick_after_adding(DATA + 0x2000, false);
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert_eq(peer.readied, 0);
+    cr_assert(!send_to_card(card_mac, 100));
+    kick_after_adding(DATA + 0x3000, true);
+    cr_assert_eq(peer.readied, 1);
+    cr_assert(send_to_card(card_mac, 100));
+    kick_after_adding(DATA + 0x4000, false);
+}
+
+Test(virtio_net, the_driver_kicks_for_new_buffers_only_when_a_frame_waits)
+{
+    assert_kicks_are_wanted_when_starved(0);
+}
+
+Test(virtio_net, the_driver_kicks_for_new_buffers_only_when_a_frame_waits_with_event_index)
+{
+    assert_kicks_are_wanted_when_starved(BIT(VIRTIO_RING_F_EVENT_IDX));
+}
+
+Test(virtio_net, one_buffer_more_is_kicked_for_when_a_long_frame_waits)
+{
+    uint16_t old;
+
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_RING_F_EVENT_IDX));
+    add_buffer(DATA, 1000);
+    cr_assert(!send_to_card(card_mac, 1500));
+    old = queues[RX].avail_idx;
+    add_buffer(DATA + 0x1000, 1000);
+    cr_assert(fake_queue_should_kick(&queues[RX], old));
+}
+
+Test(virtio_net, a_kick_that_nobody_waits_for_reaches_nobody)
+{
+    start(0);
+    add_buffer(DATA, 2000);
+    fake_driver_kick(vdev, RX);
+    cr_assert_eq(peer.readied, 0);
+}
+
+Test(virtio_net, a_buffer_too_short_for_a_frame_stays_for_a_shorter_one)
+{
+    start(0);
+    add_buffer(DATA, 1000);
+    cr_assert(send_to_card(card_mac, 1000));
+    cr_assert_eq(counters().too_long, 1);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+    cr_assert(send_to_card(card_mac, 1000 - HEADER));
+    assert_used(RX, 1000);
+}
+
+Test(virtio_net, a_frame_that_no_ring_full_of_buffers_can_hold_is_dropped)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    for (unsigned i = 0; i < QUEUE_SIZE; i++)
+        add_buffer(DATA + i * 0x1000, 20);
+    cr_assert(send_to_card(card_mac, 1500));
+    cr_assert_eq(counters().too_long, 1);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+    cr_assert(!is_broken());
+}
+
+Test(virtio_net, a_buffer_without_room_for_a_header_breaks_the_device)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    add_buffer(DATA, HEADER - 1);
+    cr_assert(send_to_card(card_mac, 60));
+    cr_assert(is_broken());
+}
+
+Test(virtio_net, a_receive_buffer_that_cannot_be_written_breaks_the_device)
+{
+    struct fake_piece piece = {.gpa = DATA, .length = 2000};
+
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    fake_queue_add(&queues[RX], &piece, 1);
+    cr_assert(send_to_card(card_mac, 60));
+    cr_assert(is_broken());
+}
+
+Test(virtio_net, a_receive_buffer_outside_memory_breaks_the_device)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    add_buffer(MEMORY - 100, 2000);
+    cr_assert(send_to_card(card_mac, 60));
+    cr_assert(is_broken());
+    cr_assert_eq(counters().not_ready, 1);
+}
+
+Test(virtio_net, without_a_driver_frames_are_dropped_and_counted)
+{
+    create(0);
+    cr_assert(send_to_card(card_mac, 60));
+    cr_assert_eq(counters().not_ready, 1);
+}
+
+Test(virtio_net, a_broken_card_receives_nothing)
+{
+    struct fake_piece piece = {.gpa = MEMORY, .length = 100};
+
+    start(0);
+    add_buffer(DATA, 2000);
+    fake_queue_add(&queues[TX], &piece, 1);
+    fake_driver_kick(vdev, TX);
+    cr_assert(send_to_card(card_mac, 60));
+    cr_assert_eq(counters().not_ready, 1);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+}
+
+Test(virtio_net, a_paused_card_refuses_frames_and_asks_for_them_when_it_goes_on)
+{
+    start(0);
+    add_buffer(DATA, 2000);
+    device_lock(&fake.env);
+    virtio_pause(vdev);
+    device_unlock(&fake.env);
+    cr_assert(!send_to_card(card_mac, 60));
+    device_lock(&fake.env);
+    virtio_resume(vdev);
+    device_unlock(&fake.env);
+    cr_assert_eq(peer.readied, 1);
+    cr_assert(send_to_card(card_mac, 60));
+}
+
+Test(virtio_net, a_frame_that_waited_over_a_reset_is_asked_for_when_the_new_driver_sends)
+{
+    struct fake_piece piece = {.gpa = DATA + 0x1000, .length = HEADER + 60};
+
+    start(0);
+    cr_assert(!send_to_card(card_mac, 60));
+    fake_driver_reset(vdev);
+    start_driver(0);
+    add_buffer(DATA, 2000);
+    fake_queue_add(&queues[TX], &piece, 1);
+    fake_driver_kick(vdev, TX);
+    cr_assert_eq(peer.readied, 1);
+}
+
+Test(virtio_net, a_run_of_frames_makes_one_interrupt_at_its_end)
+{
+    start(0);
+    for (unsigned i = 0; i < 3; i++) {
+        add_buffer(DATA + i * 0x1000, 2000);
+        send_to_card(card_mac, 60);
+    }
+    cr_assert_eq(transport.queue_interrupts[RX], 0);
+    net_port_flush(&peer.port);
+    cr_assert_eq(transport.queue_interrupts[RX], 1);
+    net_port_flush(&peer.port);
+    cr_assert_eq(transport.queue_interrupts[RX], 1);
+}
+
+Test(virtio_net, a_driver_out_of_buffers_is_interrupted_at_once)
+{
+    start(0);
+    add_buffer(DATA, 2000);
+    send_to_card(card_mac, 60);
+    cr_assert(!send_to_card(card_mac, 60));
+    cr_assert_eq(transport.queue_interrupts[RX], 1);
+}
+
+Test(virtio_net, every_page_written_is_marked_dirty)
+{
+    /* The header across two pages, with num_buffers alone in the second. */
+    const struct fake_piece pieces[] = {{DATA + 0x3FF6, 12, true}, {DATA + 0x6FFF, 100, true}};
+    const uint64_t first = DATA / 4096, expected = BIT(3) | BIT(4) | BIT(6) | BIT(7) | BIT(9);
+    uint64_t dirty[MEMORY / 4096 / 64] = {0};
+
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    fake_queue_add(&queues[RX], pieces, 2);
+    add_buffer(DATA + 0x9000, 8000);
+    cr_assert_eq(memory_dirty_start(fake.env.mem), 0);
+    cr_assert(send_to_card(card_mac, 1000));
+    memory_dirty_harvest(fake.env.mem, 0, dirty);
+    memory_dirty_stop(fake.env.mem);
+    for (uint64_t i = 0; i < 16; i++)
+        cr_assert_eq(dirty[(first + i) / 64] >> (first + i) % 64 & 1, expected >> i & 1,
+                     "page %llu", (unsigned long long)i);
+    cr_assert(dirty[queues[RX].used / 4096 / 64] >> queues[RX].used / 4096 % 64 & 1);
+}
+
+Test(virtio_net, frames_longer_than_the_mtu_are_not_passed_on)
+{
+    create(1280);
+    start_driver(BIT(VIRTIO_NET_F_MTU));
+    add_buffer(DATA, 4000);
+    cr_assert(send_to_card(card_mac, 1280 + 14 + 4 + 1));
+    cr_assert_eq(counters().too_long, 1);
+    cr_assert(send_to_card(card_mac, 1280 + 14));
+    assert_used(RX, HEADER + 1280 + 14);
+}
+
+Test(virtio_net, work_that_was_not_agreed_on_is_refused)
+{
+    struct iovec iov = {bytes, 60};
+    struct net_frame frame = {.iov = &iov, .iovcnt = 1, .length = 60, .needs_csum = true};
+
+    start(0);
+    add_buffer(DATA, 2000);
+    cr_assert_eq(net_port_accepts(card), 0);
+    /* Sent before the driver switched the offload off, say. */
+    cr_assert_eq(card->ops->deliver(card, &frame, 1), 1);
+    cr_assert_eq(counters().malformed, 1);
+    frame.needs_csum = false;
+    frame.gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
+    cr_assert_eq(card->ops->deliver(card, &frame, 1), 1);
+    cr_assert_eq(counters().malformed, 2);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 0);
+}
+
+/* ---- receiving into buffers that were lent ---- */
+
+static struct net_loan loan;
+
+static bool borrow(void)
+{
+    return net_port_borrow(&peer.port, &loan);
+}
+
+/* Puts a frame for the card into what was lent, and gives it back. */
+static struct net_frame return_frame(size_t length)
+{
+    struct net_frame frame = {.length = length};
+    size_t at = 0;
+
+    for (size_t i = 0; i < length; i++)
+        bytes[i] = (uint8_t)(i * 31 >> (i & 1 ? 8 : 0));
+    memcpy(bytes, card_mac, 6);
+    for (unsigned i = 0; i < loan.n && at < length; i++) {
+        size_t run = loan.iov[i].iov_len < length - at ? loan.iov[i].iov_len : length - at;
+
+        memcpy(loan.iov[i].iov_base, bytes + at, run);
+        at += run;
+    }
+    cr_assert_eq(at, length);
+    net_port_return(&peer.port, &frame);
+    return frame;
+}
+
+#define LENT_SIZE 6000u
+#define LENT_BUFFERS 14
+
+static void add_lent_buffers(unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        add_buffer(DATA + i * 0x2000, LENT_SIZE);
+}
+
+static void start_lending(void)
+{
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    add_lent_buffers(LENT_BUFFERS);
+}
+
+Test(virtio_net, a_frame_put_into_lent_buffers_arrives_and_those_not_needed_stay)
+{
+    start_lending();
+    cr_assert(borrow());
+    cr_assert_eq(loan.iov[0].iov_base, memory_at(fake.env.mem, DATA + HEADER, 1));
+    cr_assert_eq(loan.iov[0].iov_len, LENT_SIZE - HEADER);
+    return_frame(LENT_SIZE + 1000);
+    assert_header(DATA, 2);
+    assert_memory(DATA + HEADER, bytes, LENT_SIZE - HEADER);
+    assert_memory(DATA + 0x2000, bytes + LENT_SIZE - HEADER, 1000 + HEADER);
+    assert_used(RX, LENT_SIZE);
+    assert_used(RX, 1000 + HEADER);
+    cr_assert_eq(fake_queue_used_idx(&queues[RX]), 2);
+    cr_assert_eq(peer.port.sent.frames, 1);
+    cr_assert_eq(peer.port.sent.bytes, LENT_SIZE + 1000);
+    cr_assert(send_to_card(card_mac, 100), "the third buffer is the next");
+    assert_memory(DATA + 0x4000 + HEADER, bytes, 100);
+    assert_used(RX, 100 + HEADER);
+}
+
+Test(virtio_net, frames_that_reach_the_driver_or_come_from_it_are_counted)
+{
+    start_lending();
+    cr_assert(borrow());
+    return_frame(LENT_SIZE + 1000);
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert(send_to_card(other_mac, 100), "one that its filter does not want");
+    add_frame(DATA + 0x8000, 300, 1);
+    add_frame(DATA + 0x9000, 1514, 2);
+    fake_driver_kick(vdev, TX);
+    cr_assert_eq(counters().rx_frames, 2);
+    cr_assert_eq(counters().rx_bytes, LENT_SIZE + 1100);
+    cr_assert_eq(counters().tx_frames, 2);
+    cr_assert_eq(counters().tx_bytes, 1814);
+}
+
 Test(virtio_net, the_longest_frame_fits_into_what_was_lent)
 {
     size_t room = 0;
@@ -846,6 +1174,23 @@ static void add_frame(gpa_t gpa, uint32_t length, uint8_t tag)
 static uint8_t last_tag(void)
 {
     return peer.last[peer.last_length - 1];
+}
+
+Test(virtio_net, frames_that_reach_the_driver_or_come_from_it_are_counted_and_no_others)
+{
+    start_lending();
+    cr_assert(borrow());
+    return_frame(LENT_SIZE + 1000);
+    cr_assert(send_to_card(card_mac, 100));
+    cr_assert(send_to_card(card_mac, NET_FRAME_MIN - 1));
+    add_frame(DATA + 0x20000, 300, 1);
+    add_frame(DATA + 0x21000, NET_FRAME_MIN - 1, 2);
+    add_frame(DATA + 0x22000, 1514, 3);
+    fake_driver_kick(vdev, TX);
+    cr_assert_eq(counters().rx_frames, 2);
+    cr_assert_eq(counters().rx_bytes, LENT_SIZE + 1100);
+    cr_assert_eq(counters().tx_frames, 2);
+    cr_assert_eq(counters().tx_bytes, 1814);
 }
 
 Test(virtio_net, a_frame_goes_out_without_its_header_and_its_buffer_comes_back)
