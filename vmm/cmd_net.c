@@ -276,12 +276,9 @@ static enum exit_status put(const struct net_command *wanted, const char *path, 
     return status_of(err);
 }
 
+/* What fits together depends on what the port has: the switch says. */
 static enum exit_status set(const struct net_command *wanted)
 {
-    struct switch_port_config config = {.name = "port"};
-
-    if (switch_port_config_update(wanted->first, wanted->second, &config) < 0)
-        return STATUS_USAGE;
     return put(wanted, "/api/v1/net.set",
                json_pack("{s:s, s:s}", "port", wanted->first, "settings", wanted->second));
 }
