@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "net/bytes.h"
 #include "net/offload.h"
 
 #define ETHER_HEADER 14u
@@ -37,22 +38,6 @@ void net_coalescer_fini(struct net_coalescer *c)
 {
     free(c->bytes);
     c->bytes = NULL;
-}
-
-static unsigned get16(const uint8_t *at)
-{
-    return (unsigned)at[0] << 8 | at[1];
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-    return (uint32_t)get16(at) << 16 | get16(at + 2);
-}
-
-static void put16(uint8_t *at, unsigned value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
 }
 
 /* Where TCP begins in a frame of the right kind; 0 in others. */

@@ -13,6 +13,8 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "net/bytes.h"
+
 #define ETHERTYPE_IPV4 0x0800
 #define ETHERTYPE_ARP 0x0806
 #define ETHERTYPE_IPV6 0x86DD
@@ -48,11 +50,6 @@ struct reader {
     uint8_t proto, fragment, tcp_flags;
     uint64_t src[2], dst[2]; /* as in the key */
 };
-
-static uint16_t get16(const uint8_t *at)
-{
-    return (uint16_t)(at[0] << 8 | at[1]);
-}
 
 static uint64_t load32(const uint8_t *at)
 {

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "net/bytes.h"
 #include "net/offload.h"
 #include "net/port.h"
 
@@ -45,22 +46,6 @@ struct segment {
     uint32_t sequence, acknowledged, end; /* end: behind its data and FIN */
     uint8_t flags;
 };
-
-static unsigned get16(const uint8_t *at)
-{
-    return (unsigned)at[0] << 8 | at[1];
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-    return (uint32_t)get16(at) << 16 | get16(at + 2);
-}
-
-static void put16(uint8_t *at, unsigned value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
 
 /* Where IP's payload begins, and how long it is; 0: there is no TCP in a frame like this. */
 static unsigned find_tcp(const uint8_t *frame, size_t length, unsigned *l4_length)
@@ -295,8 +280,7 @@ size_t nat_ends_reset(const struct nat_flow *flow, uint8_t frame[NAT_RESET_MAX])
     l4 = NAT_FLOW_ETHER + put_ip(flow, ip);
     tcp = frame + l4;
     memcpy(tcp, flow->key + 2 * ADDRESS_ROOM, 4);
-    put16(tcp + TCP_SEQUENCE, flow->guest_end >> 16);
-    put16(tcp + TCP_SEQUENCE + 2, flow->guest_end & 0xFFFF);
+    put32(tcp + TCP_SEQUENCE, flow->guest_end);
     tcp[TCP_OFFSET] = TCP_HEADER / 4 << 4;
     tcp[TCP_FLAGS] = FLAG_RST;
     whole.iov_len = bytes.length = l4 + TCP_HEADER;

@@ -13,6 +13,7 @@
 
 #include <string.h>
 
+#include "net/bytes.h"
 #include "net/offload.h"
 
 #define ETHER_HEADER 14u
@@ -43,17 +44,6 @@ struct place {
     bool ipv6;
     unsigned l4, end;
 };
-
-static unsigned get16(const uint8_t *at)
-{
-    return (unsigned)at[0] << 8 | at[1];
-}
-
-static void put16(uint8_t *at, unsigned value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
 
 static bool find_tcp(const uint8_t *b, size_t length, struct place *out)
 {
@@ -229,11 +219,10 @@ static void write_headers(uint8_t *h, const struct place *tcp, size_t at, unsign
     const struct iovec whole = {h, tcp->end};
     const struct net_frame bytes = {.iov = &whole, .iovcnt = 1, .length = tcp->end};
     uint8_t *ip = h + ETHER_HEADER, *sequence = h + tcp->l4 + 4;
-    uint32_t number = ((uint32_t)get16(sequence) << 16 | get16(sequence + 2)) + (uint32_t)at;
+    uint32_t number = get32(sequence) + (uint32_t)at;
     uint16_t sum;
 
-    put16(sequence, number >> 16);
-    put16(sequence + 2, number & 0xFFFF);
+    put32(sequence, number);
     if (!last)
         h[tcp->l4 + 13] &= (uint8_t)~(TCP_FIN | TCP_PSH);
     if (tcp->ipv6) {

@@ -14,6 +14,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "net/bytes.h"
+
 #define ETHER_TYPE 12u
 #define TYPE_IPV4 0x0800u
 #define TYPE_IPV6 0x86DDu
@@ -43,28 +45,6 @@ struct layout {
     bool ipv6, udp;
     unsigned l3, l4, end;
 };
-
-static uint16_t get16(const uint8_t *at)
-{
-    return (uint16_t)(at[0] << 8 | at[1]);
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-    return (uint32_t)get16(at) << 16 | get16(at + 2);
-}
-
-static void put16(uint8_t *at, unsigned value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
-
-static void put32(uint8_t *at, uint32_t value)
-{
-    put16(at, value >> 16);
-    put16(at + 2, value & 0xFFFF);
-}
 
 /* ---- checksums: sums are of 16-bit words in the machine's byte order (RFC 1071 §2 (B)) ---- */
 

@@ -8,6 +8,7 @@
 #ifndef FERRY_NET_SWITCH_DECIDE_H
 #define FERRY_NET_SWITCH_DECIDE_H
 
+#include "net/bytes.h"
 #include "net/switch_internal.h"
 
 /* What of a frame is looked at: enough for two tags, IPv6 with some extension headers and TCP. */
@@ -26,11 +27,6 @@ struct packet_tag {
     uint16_t priority; /* the bits of the TCI beside the VLAN: PCP and DEI */
     bool tagged;       /* it came with a tag that is not payload */
 };
-
-static inline uint16_t path_get16(const uint8_t *at)
-{
-    return (uint16_t)(at[0] << 8 | at[1]);
-}
 
 /* Each result is PATH_GO or an enum switch_drop. `header`: of the frame, its addresses first. */
 
@@ -51,7 +47,7 @@ static inline int path_check_addresses(const uint8_t *header)
 static inline int path_read_tag(const struct switch_port *port, const uint8_t *header,
                                 size_t length, struct packet_tag *tag)
 {
-    uint16_t type = path_get16(header + PATH_ADDRESSES), tci;
+    uint16_t type = get16(header + PATH_ADDRESSES), tci;
 
     *tag = (struct packet_tag){
         .tpid = port->vlan.tunnel ? VLAN_TPID_SERVICE : VLAN_TPID_CUSTOMER,
@@ -60,7 +56,7 @@ static inline int path_read_tag(const struct switch_port *port, const uint8_t *h
         return PATH_GO;
     if (length < PATH_ADDRESSES + PATH_TAG + 2)
         return SWITCH_DROP_MALFORMED;
-    tci = path_get16(header + PATH_ADDRESSES + 2);
+    tci = get16(header + PATH_ADDRESSES + 2);
     tag->priority = tci & 0xF000;
     if (port->vlan.tunnel) /* it is the customer's: payload */
         return PATH_GO;

@@ -182,7 +182,7 @@ static void note_addresses(struct switch_port *port, const struct packet *packet
                            const uint8_t *header)
 {
     size_t at = ADDRESSES + (packet->tag.tagged ? TAG : 0) + 2;
-    uint16_t type = path_get16(header + at - 2);
+    uint16_t type = get16(header + at - 2);
     struct switch_address address = {.vlan = packet->tag.tci & 0xFFF};
 
     memcpy(address.mac, header + 6, 6);
@@ -194,7 +194,7 @@ static void note_addresses(struct switch_port *port, const struct packet *packet
 
 static inline bool may_tell_addresses(const struct packet *packet, const uint8_t *header)
 {
-    uint16_t type = path_get16(header + ADDRESSES + (packet->tag.tagged ? TAG : 0));
+    uint16_t type = get16(header + ADDRESSES + (packet->tag.tagged ? TAG : 0));
 
     return type == ETHERTYPE_ARP || type == ETHERTYPE_IPV6;
 }
@@ -436,7 +436,7 @@ int switch_look_at_link(struct batch *batch, unsigned i, unsigned *link)
     struct packet *packet = &batch->packets[i];
     const uint8_t *header = batch->headers[i];
     int result = sort_into_vlan(packet, batch->from, &batch->frames[i], header);
-    uint16_t type = path_get16(header + ADDRESSES);
+    uint16_t type = get16(header + ADDRESSES);
 
     if (result == PATH_GO)
         result = path_check_addresses(header);

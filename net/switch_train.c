@@ -93,7 +93,7 @@ static bool start(struct net_switch *sw, struct batch *batch, struct train *trai
     if (from->mirror_in || from->in.rate || !build(batch, 0))
         return false;
     packet->header = (uint16_t)head_of(&batch->frames[0]);
-    train->ipv6 = path_get16(header + PATH_ADDRESSES) == ETHERTYPE_IPV6;
+    train->ipv6 = get16(header + PATH_ADDRESSES) == ETHERTYPE_IPV6;
     if (switch_look_at_link(batch, 0, &link) != PATH_GO || (link == NO_LINK && !train->ipv6) ||
         may_be_icmp6(train, header) ||
         !path_may_send_from(from, header + 6, packet->vlan) ||

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "vmm/util/log.h"
@@ -107,7 +108,9 @@ static int set_operands(const struct command *command, int n, char **words, void
     return 0;
 }
 
-enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, void *object)
+enum cmd_parsed { CMD_PARSED, CMD_HELPED, CMD_WRONG };
+
+static enum cmd_parsed parse(const struct command *command, int argc, char **argv, void *object)
 {
     const struct cmd_option *option;
     struct getopt_tables tables = {0};
@@ -137,6 +140,39 @@ enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, 
                 1ull << (option - command->options);
     }
     return set_operands(command, argc - optind, argv + optind, object) < 0 ? CMD_WRONG : CMD_PARSED;
+}
+
+static void free_text(const struct option_key *key, void *object)
+{
+    char **text = (char **)(void *)((char *)object + key->offset);
+
+    if (key->parse != option_parse_string)
+        return;
+    free(*text);
+    *text = NULL;
+}
+
+enum exit_status cmd_perform(const struct command *command, int argc, char **argv, void *object,
+                             enum exit_status (*perform)(void *object))
+{
+    const struct cmd_operand *operand = command->operands;
+    enum exit_status status = STATUS_USAGE;
+
+    switch (parse(command, argc, argv, object)) {
+    case CMD_HELPED:
+        status = STATUS_OK;
+        break;
+    case CMD_WRONG:
+        break;
+    case CMD_PARSED:
+        status = perform(object);
+        break;
+    }
+    for (const struct cmd_option *option = command->options; option->key.name; option++)
+        free_text(&option->key, object);
+    for (; operand && operand->name; operand++)
+        free_text(&operand->key, object);
+    return status;
 }
 
 /* One option: the two names, then its help from HELP_COLUMN on, then the default. */

@@ -68,11 +68,12 @@ extern const struct command cmd_migrate;
 extern const struct command cmd_receive;
 
 /*
- * Reads the command's options into *object. CMD_PARSED; CMD_HELPED when --help was asked for and
- * given; CMD_WRONG, logged by one line. argv[0] is the command's name.
+ * Reads the command's options into *object, and has `perform` do what they ask for, unless that was help,
+ * which is given, or something is wrong, which is logged by one line. argv[0] is the command's name.
+ * Afterwards the object has none of the texts any more that option_parse_string() put there.
  */
-enum cmd_parsed { CMD_PARSED, CMD_HELPED, CMD_WRONG };
-enum cmd_parsed cmd_parse(const struct command *command, int argc, char **argv, void *object);
+enum exit_status cmd_perform(const struct command *command, int argc, char **argv, void *object,
+                             enum exit_status (*perform)(void *object));
 
 void cmd_print_help(const struct command *command);
 

@@ -13,7 +13,6 @@
 #include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -249,8 +248,9 @@ static enum verdict copy(int socket_fd, const char *guest, bool reads)
     return verdict;
 }
 
-static enum exit_status attach(const struct console_options *wanted)
+static enum exit_status attach(void *object)
 {
+    const struct console_options *wanted = object;
     int fd = find_console(wanted->name, wanted->dump);
     enum verdict verdict;
     bool terminal;
@@ -277,20 +277,8 @@ static enum exit_status attach(const struct console_options *wanted)
 static enum exit_status run(const struct command *command, int argc, char **argv)
 {
     struct console_options wanted = {0};
-    enum exit_status status = STATUS_USAGE;
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        status = attach(&wanted);
-        break;
-    }
-    free(wanted.name);
-    return status;
+    return cmd_perform(command, argc, argv, &wanted, attach);
 }
 
 const struct command cmd_console = {

@@ -5,13 +5,13 @@
  */
 #include <errno.h>
 #include <stddef.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "vmm/client.h"
 #include "vmm/cmd.h"
 
 struct control_options {
+    const struct command *command; /* borrowed */
     char *name;
     bool force;
 };
@@ -39,8 +39,10 @@ static const struct cmd_option resume_options[] = {
     {0},
 };
 
-static const char *path_of(const struct command *command, const struct control_options *wanted)
+static const char *path_of(const struct control_options *wanted)
 {
+    const struct command *command = wanted->command;
+
     if (command == &cmd_pause)
         return "/api/v1/vm.pause";
     if (command == &cmd_resume)
@@ -50,35 +52,31 @@ static const char *path_of(const struct command *command, const struct control_o
     return wanted->force ? "/api/v1/vm.shutdown" : "/api/v1/vm.power-button";
 }
 
+static enum exit_status ask(void *object)
+{
+    const struct control_options *wanted = object;
+    struct client_request request = {
+        .name = wanted->name, .method = "PUT", .path = path_of(wanted)};
+    json_t *body = NULL;
+    int err;
+
+    if (wanted->command == &cmd_resume && wanted->force)
+        request.body = body = json_pack("{s:b}", "force", 1);
+    err = client_ask(&request, NULL);
+    json_decref(body);
+    switch (err) {
+    case 0: return STATUS_OK;
+    case -ENOENT:
+    case -EINVAL: return STATUS_USAGE;
+    default: return STATUS_FAILED;
+    }
+}
+
 static enum exit_status run(const struct command *command, int argc, char **argv)
 {
-    struct control_options wanted = {0};
-    struct client_request request = {.method = "PUT"};
-    enum exit_status status = STATUS_USAGE;
-    json_t *body = NULL;
+    struct control_options wanted = {.command = command};
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        request.name = wanted.name;
-        if (command == &cmd_resume && wanted.force)
-            request.body = body = json_pack("{s:b}", "force", 1);
-        request.path = path_of(command, &wanted);
-        switch (client_ask(&request, NULL)) {
-        case 0: status = STATUS_OK; break;
-        case -ENOENT:
-        case -EINVAL: status = STATUS_USAGE; break;
-        default: status = STATUS_FAILED; break;
-        }
-        break;
-    }
-    json_decref(body);
-    free(wanted.name);
-    return status;
+    return cmd_perform(command, argc, argv, &wanted, ask);
 }
 
 #define CONTROL_COMMAND(name_, summary_, options_, usage_)                                         \

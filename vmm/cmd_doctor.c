@@ -50,20 +50,15 @@ static void print_finding(const struct finding *finding, bool colours)
         printf("%8swhat to do: %s\n", "", finding->advice);
 }
 
-static enum exit_status run(const struct command *command, int argc, char **argv)
+static enum exit_status tell(void *object)
 {
-    struct doctor_options wanted = {0};
+    const struct doctor_options *wanted = object;
     struct diagnosis diagnosis;
     enum exit_status status;
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED: return STATUS_OK;
-    case CMD_WRONG: return STATUS_USAGE;
-    case CMD_PARSED: break;
-    }
     if (diagnosis_make(&diagnosis) < 0)
         return STATUS_FAILED;
-    if (wanted.json) {
+    if (wanted->json) {
         json_dumpf(diagnosis.json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
         putchar('\n');
     } else {
@@ -74,6 +69,13 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     status = diagnosis.can_run ? STATUS_OK : STATUS_HOST;
     diagnosis_fini(&diagnosis);
     return status;
+}
+
+static enum exit_status run(const struct command *command, int argc, char **argv)
+{
+    struct doctor_options wanted = {0};
+
+    return cmd_perform(command, argc, argv, &wanted, tell);
 }
 
 const struct command cmd_doctor = {

@@ -434,27 +434,20 @@ static enum exit_status cancel(const struct migrate_options *wanted)
     return status_of(client_ask(&request, NULL));
 }
 
-static enum exit_status migrate(const struct command *command, int argc, char **argv)
+static enum exit_status migrate(void *object)
 {
-    enum exit_status status = STATUS_USAGE;
+    const struct migrate_options *wanted = object;
+
+    return wanted->status   ? show_status(wanted)
+           : wanted->cancel ? cancel(wanted)
+                            : migrate_guest(wanted);
+}
+
+static enum exit_status run(const struct command *command, int argc, char **argv)
+{
     struct migrate_options wanted = {.downtime_ms = 100, .timeout_ms = 60000, .streams = 1};
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        status = wanted.status   ? show_status(&wanted)
-                 : wanted.cancel ? cancel(&wanted)
-                                 : migrate_guest(&wanted);
-        break;
-    }
-    free(wanted.name);
-    free(wanted.address);
-    free(wanted.tls);
-    return status;
+    return cmd_perform(command, argc, argv, &wanted, migrate);
 }
 
 const struct command cmd_migrate = {
@@ -465,5 +458,5 @@ const struct command cmd_migrate = {
     .operands = operands,
     .notes = "There, 'ferry receive ADDRESS' waits: tcp:HOST:PORT, tls:HOST:PORT or unix:PATH.\n"
              "The guest runs on here unless it runs there. Exit status: 1 if it runs on here.",
-    .run = migrate,
+    .run = run,
 };

@@ -1,8 +1,8 @@
 /*
  * `ferry net`: what the switches of running processes hold and count, and changes to them.
  *
- * Settings, rules and mirrors are checked here by the parsers that the switch has, so that a mistake is
- * told as other options' mistakes are; the process that has the switch checks them again. Main thread.
+ * Rules and mirrors are checked here by the parsers that the switch has, so that a mistake is told as
+ * other options' mistakes are; the process that has the switch checks them again. Main thread.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -425,26 +425,18 @@ static enum exit_status run_verb(const struct net_command *wanted)
     return STATUS_USAGE;
 }
 
+static enum exit_status look_or_change(void *object)
+{
+    const struct net_command *wanted = object;
+
+    return wanted->verb ? run_verb(wanted) : wanted->name ? show(wanted) : list(wanted);
+}
+
 static enum exit_status run(const struct command *command, int argc, char **argv)
 {
     struct net_command wanted = {0};
-    enum exit_status status = STATUS_USAGE;
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        status = wanted.verb ? run_verb(&wanted) : wanted.name ? show(&wanted) : list(&wanted);
-        break;
-    }
-    free(wanted.name);
-    free(wanted.verb);
-    free(wanted.first);
-    free(wanted.second);
-    return status;
+    return cmd_perform(command, argc, argv, &wanted, look_or_change);
 }
 
 const struct command cmd_net = {

@@ -72,23 +72,18 @@ static void print_guest(const json_t *guest)
     printf(" %8lld  %-8s %4lld  %7s\n", (long long)pid, state, (long long)cpus, size);
 }
 
-static enum exit_status run(const struct command *command, int argc, char **argv)
+static enum exit_status list(void *object)
 {
-    struct ps_options wanted = {0};
+    const struct ps_options *wanted = object;
     json_t *guests, *guest;
     size_t i;
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED: return STATUS_OK;
-    case CMD_WRONG: return STATUS_USAGE;
-    case CMD_PARSED: break;
-    }
     guests = json_array();
     if (client_names(ask, guests) < 0) {
         json_decref(guests);
         return STATUS_FAILED;
     }
-    if (wanted.json) {
+    if (wanted->json) {
         json_dumpf(guests, stdout, JSON_INDENT(2));
         putchar('\n');
     } else {
@@ -102,6 +97,13 @@ static enum exit_status run(const struct command *command, int argc, char **argv
     }
     json_decref(guests);
     return STATUS_OK;
+}
+
+static enum exit_status run(const struct command *command, int argc, char **argv)
+{
+    struct ps_options wanted = {0};
+
+    return cmd_perform(command, argc, argv, &wanted, list);
 }
 
 const struct command cmd_ps = {

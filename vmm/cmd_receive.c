@@ -289,26 +289,19 @@ enum exit_status cmd_receive_guest(const struct receive_options *wanted)
     return status;
 }
 
-static enum exit_status receive(const struct command *command, int argc, char **argv)
+static enum exit_status receive(void *object)
 {
-    enum exit_status status = STATUS_USAGE;
-    struct receive_options wanted = {0};
+    const struct receive_options *wanted = object;
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        cmd_set_verbosity(wanted.verbose);
-        status = cmd_receive_guest(&wanted);
-        break;
-    }
-    free(wanted.address);
-    free(wanted.name);
-    free(wanted.from);
-    free(wanted.tls);
+    cmd_set_verbosity(wanted->verbose);
+    return cmd_receive_guest(wanted);
+}
+
+static enum exit_status run(const struct command *command, int argc, char **argv)
+{
+    struct receive_options wanted = {0};
+    enum exit_status status = cmd_perform(command, argc, argv, &wanted, receive);
+
     cmd_free_switches(&wanted.switches);
     return status;
 }
@@ -322,5 +315,5 @@ const struct command cmd_receive = {
     .notes = "ADDRESS: tcp:HOST:PORT or tls:HOST:PORT (HOST may be empty: any), or unix:PATH.\n"
              "Without it the control socket says where: PUT /api/v1/vm.receive-migration.\n"
              "Exit status: as of 'ferry run'.",
-    .run = receive,
+    .run = run,
 };

@@ -324,31 +324,29 @@ static enum exit_status take_incoming(const struct run_options *wanted)
     return cmd_receive_guest(&receive);
 }
 
+static enum exit_status boot_or_receive(void *object)
+{
+    struct run_options *wanted = object;
+
+    cmd_set_verbosity(wanted->verbose);
+    if (check_given(wanted) < 0)
+        return STATUS_USAGE;
+    if (wanted->incoming)
+        return take_incoming(wanted);
+    if (machine_config_finish(&wanted->machine) < 0 ||
+        cmd_check_memory("--memory", &wanted->machine) < 0)
+        return STATUS_USAGE;
+    return create_and_run(wanted);
+}
+
 static enum exit_status run(const struct command *command, int argc, char **argv)
 {
-    enum exit_status status = STATUS_USAGE;
     struct run_options wanted = {0};
+    enum exit_status status;
 
     machine_config_init(&wanted.machine);
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        cmd_set_verbosity(wanted.verbose);
-        if (check_given(&wanted) < 0)
-            break;
-        if (wanted.incoming)
-            status = take_incoming(&wanted);
-        else if (machine_config_finish(&wanted.machine) == 0 && cmd_check_memory("--memory", &wanted.machine) == 0)
-            status = create_and_run(&wanted);
-        break;
-    }
+    status = cmd_perform(command, argc, argv, &wanted, boot_or_receive);
     machine_config_fini(&wanted.machine);
-    free(wanted.incoming);
-    free(wanted.tls);
     cmd_free_switches(&wanted.switches);
     return status;
 }

@@ -63,8 +63,9 @@ static json_t *destination(const char *file, bool live)
     return body;
 }
 
-static enum exit_status ask_to_save(const struct save_options *wanted)
+static enum exit_status ask_to_save(void *object)
 {
+    const struct save_options *wanted = object;
     struct client_request request = {
         .name = wanted->name, .method = "PUT", .path = "/api/v1/vm.snapshot", .patient = true};
     json_t *body = destination(wanted->file, wanted->live), *summary = NULL;
@@ -85,22 +86,9 @@ static enum exit_status ask_to_save(const struct save_options *wanted)
 
 static enum exit_status save(const struct command *command, int argc, char **argv)
 {
-    enum exit_status status = STATUS_USAGE;
     struct save_options wanted = {0};
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        status = ask_to_save(&wanted);
-        break;
-    }
-    free(wanted.name);
-    free(wanted.file);
-    return status;
+    return cmd_perform(command, argc, argv, &wanted, ask_to_save);
 }
 
 const struct command cmd_save = {
@@ -225,36 +213,33 @@ static int restore_machine(struct process **process, struct machine **machine,
     return err;
 }
 
-static enum exit_status restore(const struct command *command, int argc, char **argv)
+static enum exit_status restore_and_run(void *object)
 {
-    enum exit_status status = STATUS_USAGE;
-    struct restore_options wanted = {0};
+    struct restore_options *wanted = object;
+    enum exit_status status;
     struct machine_config config;
     struct process *process = NULL;
     struct machine *machine;
     int err;
 
+    cmd_set_verbosity(wanted->verbose);
     machine_config_init(&config);
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        cmd_set_verbosity(wanted.verbose);
-        err = restore_machine(&process, &machine, &config, &wanted);
-        if (!err) {
-            status = cmd_run_machine(process, machine);
-            break;
-        }
+    err = restore_machine(&process, &machine, &config, wanted);
+    if (!err) {
+        status = cmd_run_machine(process, machine);
+    } else {
         process_destroy(process);
         status = err == -EOPNOTSUPP ? STATUS_HOST : STATUS_USAGE;
-        break;
     }
     machine_config_fini(&config);
-    free(wanted.file);
-    free(wanted.name);
+    return status;
+}
+
+static enum exit_status restore(const struct command *command, int argc, char **argv)
+{
+    struct restore_options wanted = {0};
+    enum exit_status status = cmd_perform(command, argc, argv, &wanted, restore_and_run);
+
     cmd_free_switches(&wanted.switches);
     return status;
 }

@@ -304,8 +304,9 @@ static enum exit_status run_detached(struct lab *lab)
     return status;
 }
 
-static enum exit_status bring_up(const struct up_options *wanted)
+static enum exit_status bring_up(void *object)
 {
+    const struct up_options *wanted = object;
     struct lab lab = {.ready_fd = -1};
     enum exit_status status = STATUS_USAGE;
 
@@ -326,21 +327,9 @@ static enum exit_status bring_up(const struct up_options *wanted)
 
 static enum exit_status up(const struct command *command, int argc, char **argv)
 {
-    enum exit_status status = STATUS_USAGE;
     struct up_options wanted = {0};
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        status = bring_up(&wanted);
-        break;
-    }
-    free(wanted.file);
-    return status;
+    return cmd_perform(command, argc, argv, &wanted, bring_up);
 }
 
 const struct command cmd_up = {
@@ -376,8 +365,9 @@ static const struct cmd_option down_options[] = {
     {0},
 };
 
-static enum exit_status bring_down(const struct down_options *wanted)
+static enum exit_status bring_down(void *object)
 {
+    const struct down_options *wanted = object;
     const struct client_request request = {
         .name = wanted->name,
         .method = "PUT",
@@ -395,21 +385,9 @@ static enum exit_status bring_down(const struct down_options *wanted)
 
 static enum exit_status down(const struct command *command, int argc, char **argv)
 {
-    enum exit_status status = STATUS_USAGE;
     struct down_options wanted = {0};
 
-    switch (cmd_parse(command, argc, argv, &wanted)) {
-    case CMD_HELPED:
-        status = STATUS_OK;
-        break;
-    case CMD_WRONG:
-        break;
-    case CMD_PARSED:
-        status = bring_down(&wanted);
-        break;
-    }
-    free(wanted.name);
-    return status;
+    return cmd_perform(command, argc, argv, &wanted, bring_down);
 }
 
 const struct command cmd_down = {

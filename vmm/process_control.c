@@ -81,6 +81,16 @@ static int shut_down(void *opaque, const json_t *body, json_t **reply)
     return control_busy(process_control(process), process) ? 0 : -EINPROGRESS;
 }
 
+/* To whoever waits for the loop to stop: what takes long is done outside of any callback. */
+static int hand_over(const json_t *body, json_t **to, struct loop *loop)
+{
+    *to = body ? json_deep_copy(body) : json_object();
+    if (!*to)
+        return -ENOMEM;
+    loop_stop(loop);
+    return -EINPROGRESS;
+}
+
 /* Takes {"receiver_url": "tcp:HOST:PORT", ...}: see cmd_receive_order.c. Answers when the guest runs here. */
 static int receive_migration(void *opaque, const json_t *body, json_t **reply)
 {
@@ -91,11 +101,7 @@ static int receive_migration(void *opaque, const json_t *body, json_t **reply)
                              "without an address does");
         return -EALREADY;
     }
-    order->body = body ? json_deep_copy(body) : json_object();
-    if (!order->body)
-        return -ENOMEM;
-    loop_stop(order->loop); /* whoever waits goes on, outside of any callback */
-    return -EINPROGRESS;
+    return hand_over(body, &order->body, order->loop);
 }
 
 static int pick_order(void *opaque, const json_t *body, void **object, json_t **reply)
@@ -126,11 +132,7 @@ static int take_more(void *opaque, const json_t *body, json_t **reply)
         *reply = json_string("the lab is being added to already");
         return -EALREADY;
     }
-    more->body = body ? json_deep_copy(body) : json_object();
-    if (!more->body)
-        return -ENOMEM;
-    loop_stop(more->loop); /* guests are made outside of any callback */
-    return -EINPROGRESS;
+    return hand_over(body, &more->body, more->loop);
 }
 
 static int pick_more(void *opaque, const json_t *body, void **object, json_t **reply)
