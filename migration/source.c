@@ -79,6 +79,7 @@ void source_get_status(struct source *s, struct source_status *status)
     *status = s->status;
     if (status->phase <= SOURCE_HANDING_OVER)
         status->elapsed_ns = loop_now_ns() - s->begun_ns;
+    source_estimate_locked(s, status);
     pthread_mutex_unlock(&s->lock);
 }
 

@@ -79,7 +79,7 @@ struct source_status {
     uint64_t pages;          /* sent, with repetitions */
     uint64_t zero_pages;     /* not sent, with repetitions */
     uint64_t remaining_bytes;
-    uint64_t rate;           /* bytes of pages a second, in the last round */
+    uint64_t rate;           /* bytes of pages a second, in this round; before it tells, in the last */
     uint64_t dirty_rate;     /* bytes a second of the last round */
     uint64_t estimate_ns;    /* of the downtime, if it were stopped now */
     uint64_t downtime_ns;    /* from source_stopping() to the word that it runs */

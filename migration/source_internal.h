@@ -73,6 +73,7 @@ struct source {
     bool follows;  /* the destination takes frames that came late */
     pthread_mutex_t lock;
     uint64_t budget_from_ns, budget_bytes; /* for the limit to the rate */
+    uint64_t round_from_ns, round_pages;   /* when a round began, and status.pages then; 0: none did */
     struct source_status status;
     bool given_away, cancelled;
 };
@@ -89,6 +90,8 @@ int source_lost(struct source *s, int err);
 /* Rounds while the guest runs, as source_copy() has it, with the log of its writes begun. */
 int source_run_rounds(struct source *s);
 void source_stop_logging(struct source *s);
+/* In the midst of a round: the rate of its own pages, and what follows from that. Under `lock`. */
+void source_estimate_locked(const struct source *s, struct source_status *status);
 
 /* ---- source_pages.c ---- */
 

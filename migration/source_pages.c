@@ -176,13 +176,13 @@ int64_t source_collect(struct source *s)
 static void count(struct lane *lane, uint64_t bytes, uint64_t pages)
 {
     struct source_status *status = &lane->source->status;
+    uint64_t done = (pages + lane->zero_pages) * PAGES_SIZE;
 
     pthread_mutex_lock(&lane->source->lock);
     status->sent_bytes += bytes;
     status->pages += pages;
     status->zero_pages += lane->zero_pages;
-    status->remaining_bytes -= pages * PAGES_SIZE < status->remaining_bytes ? pages * PAGES_SIZE
-                                                                            : status->remaining_bytes;
+    status->remaining_bytes -= done < status->remaining_bytes ? done : status->remaining_bytes;
     pthread_mutex_unlock(&lane->source->lock);
     lane->zero_pages = 0;
 }

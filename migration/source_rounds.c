@@ -39,22 +39,43 @@ static int start_logging(struct source *s)
     return s->ops->log_start(s->opaque);
 }
 
-/* The figures of a round that took from begun_ns and left `pages`. */
-static void measure(struct source *s, uint64_t begun_ns, uint64_t bytes, uint64_t pages)
+static double rate_of(uint64_t bytes, uint64_t ns)
 {
-    uint64_t ns = loop_now_ns() - begun_ns;
+    return (double)bytes * SOURCE_NS_PER_S / (double)(ns ? ns : 1);
+}
 
-    if (ns == 0)
-        ns = 1;
+static void estimate(struct source_status *status)
+{
+    if (status->rate == 0)
+        status->rate = 1;
+    status->estimate_ns = FIXED_NS + (uint64_t)((double)status->remaining_bytes * SOURCE_NS_PER_S /
+                                                (double)status->rate);
+}
+
+void source_estimate_locked(const struct source *s, struct source_status *status)
+{
+    uint64_t bytes = (status->pages - s->round_pages) * PAGES_SIZE;
+
+    if (s->round_from_ns == 0 || status->phase != SOURCE_COPYING)
+        return;
+    if (bytes >= RATE_MIN_BYTES)
+        status->rate = (uint64_t)rate_of(bytes, loop_now_ns() - s->round_from_ns);
+    estimate(status);
+}
+
+/* The figures of the round, which left `pages`. */
+static void measure(struct source *s, uint64_t pages)
+{
+    uint64_t ns = loop_now_ns() - s->round_from_ns;
+    uint64_t bytes = (s->status.pages - s->round_pages) * PAGES_SIZE;
+
     pthread_mutex_lock(&s->lock);
     if (bytes >= RATE_MIN_BYTES)
-        s->status.rate = (uint64_t)((double)bytes * SOURCE_NS_PER_S / (double)ns);
-    s->status.dirty_rate = (uint64_t)((double)pages * PAGES_SIZE * SOURCE_NS_PER_S / (double)ns);
+        s->status.rate = (uint64_t)rate_of(bytes, ns);
+    s->status.dirty_rate = (uint64_t)rate_of(pages * PAGES_SIZE, ns);
     s->status.remaining_bytes = pages * PAGES_SIZE;
-    if (s->status.rate == 0)
-        s->status.rate = 1;
-    s->status.estimate_ns = FIXED_NS + (uint64_t)((double)pages * PAGES_SIZE * SOURCE_NS_PER_S /
-                                                  (double)s->status.rate);
+    s->status.rounds++;
+    estimate(&s->status);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -79,19 +100,19 @@ static void slow_down(struct source *s, uint64_t before, uint64_t after)
 /* One round; the pages that are left after it, or an error. */
 static int64_t run_round(struct source *s)
 {
-    uint64_t begun = loop_now_ns(), sent = s->status.pages;
     int64_t left;
-    int err = source_send_todo(s);
+    int err;
 
+    pthread_mutex_lock(&s->lock);
+    s->round_from_ns = loop_now_ns();
+    s->round_pages = s->status.pages;
+    pthread_mutex_unlock(&s->lock);
+    err = source_send_todo(s);
     if (err)
         return err;
     left = source_collect(s);
-    if (left < 0)
-        return left;
-    pthread_mutex_lock(&s->lock);
-    s->status.rounds++;
-    pthread_mutex_unlock(&s->lock);
-    measure(s, begun, (s->status.pages - sent) * PAGES_SIZE, (uint64_t)left);
+    if (left >= 0)
+        measure(s, (uint64_t)left);
     return left;
 }
 

@@ -9,6 +9,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,14 +111,36 @@ static int exchange(const char *path, const struct target *target,
     return err;
 }
 
+/* What went wrong, to whoever is to be told. */
+static void __attribute__((format(printf, 2, 3)))
+complain(const struct client_request *request, const char *format, ...)
+{
+    char *text = NULL;
+    va_list args;
+
+    if (request->quiet)
+        return;
+    va_start(args, format);
+    if (vasprintf(&text, format, args) < 0)
+        text = NULL;
+    va_end(args);
+    if (request->why && !*request->why) {
+        *request->why = text;
+        return;
+    }
+    if (text)
+        log_error("%s", text);
+    free(text);
+}
+
 /* What is answered may begin with the name of what was asked about. */
-static void log_refusal(const struct client_request *request, const json_t *json)
+static void refuse(const struct client_request *request, const json_t *json)
 {
     const char *why = json_is_string(json) ? json_string_value(json) : "refused";
     size_t length = strlen(request->name);
     bool named = strncmp(why, request->name, length) == 0 && why[length] == ':';
 
-    log_error("%s%s%s", named ? "" : request->name, named ? "" : ": ", why);
+    complain(request, "%s%s%s", named ? "" : request->name, named ? "" : ": ", why);
 }
 
 static int read_answer(const struct client_request *request, const struct http_answer *answer,
@@ -133,14 +156,12 @@ static int read_answer(const struct client_request *request, const struct http_a
         return -ENOENT; /* told by client_ask() */
     }
     if (status / 100 != 2) {
-        if (!request->quiet)
-            log_refusal(request, json);
+        refuse(request, json);
         json_decref(json);
         return status == 400 ? -EINVAL : -EREMOTEIO;
     }
     if (answer->length > 0 && !json) {
-        if (!request->quiet)
-            log_error("%s: the answer to %s is no JSON", request->name, request->path);
+        complain(request, "%s: the answer to %s is no JSON", request->name, request->path);
         return -EIO;
     }
     if (reply)
@@ -165,9 +186,8 @@ static int ask_target(const struct target *target, const struct client_request *
     if (!err) {
         err = read_answer(request, &answer, reply);
     } else if (err != -ENOENT) {
-        if (!request->quiet)
-            log_error("%s: %s", request->name,
-                      err == -EBADMSG ? "what listens at its socket is no ferry" : strerror(-err));
+        complain(request, "%s: %s", request->name,
+                 err == -EBADMSG ? "what listens at its socket is no ferry" : strerror(-err));
         err = -EIO;
     }
     http_answer_fini(&answer);
@@ -218,10 +238,10 @@ static int find_object(const struct client_request *request, const struct family
         return err;
     if (search.n_found == 1)
         *target = search.found;
-    if (search.n_found > 1 && !request->quiet)
-        log_error("several %s%s are named '%s': say PROCESS/%s; see 'ferry %s'", noun,
-                  noun[strlen(noun) - 1] == 'h' ? "es" : "s", request->name, request->name,
-                  noun[0] == 'g' ? "ps" : "net");
+    if (search.n_found > 1)
+        complain(request, "several %s%s are named '%s': say PROCESS/%s; see 'ferry %s'", noun,
+                 noun[strlen(noun) - 1] == 'h' ? "es" : "s", request->name, request->name,
+                 noun[0] == 'g' ? "ps" : "net");
     return search.n_found == 0 ? -ENOENT : search.n_found == 1 ? 0 : -EINVAL;
 }
 
@@ -257,11 +277,11 @@ int client_ask(const struct client_request *request, json_t **reply)
                 err = ask_target(&target, request, reply);
         }
     }
-    if (err == -ENOENT && !request->quiet && family && family->noun[0] == 's')
-        log_error("there is no switch named '%s'; see 'ferry net'", request->name);
-    else if (err == -ENOENT && !request->quiet)
-        log_error("no %s named '%s' runs; see 'ferry ps'", family ? family->noun : "process",
-                  request->name);
+    if (err == -ENOENT && family && family->noun[0] == 's')
+        complain(request, "there is no switch named '%s'; see 'ferry net'", request->name);
+    else if (err == -ENOENT)
+        complain(request, "no %s named '%s' runs; see 'ferry ps'", family ? family->noun : "process",
+                 request->name);
     return err;
 }
 

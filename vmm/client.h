@@ -23,6 +23,7 @@ struct client_request {
     const json_t *body;
     bool quiet;
     bool patient; /* the answer may take as long as it takes */
+    char **why;   /* may be NULL; else gets what would be logged, owned by the caller; NULL: nothing */
 };
 int client_ask(const struct client_request *request, json_t **reply);
 

@@ -144,14 +144,24 @@ static void print_json(json_t *json, const char *event)
     json_decref(line);
 }
 
-static void print_progress(const json_t *s)
+/* How far it is, when there is something to tell of that. */
+static void print_figures(const json_t *s)
 {
-    printf("\r%s: round %d, %.0f MiB left, %.0f MiB/s, writes %.0f MiB/s, would stop for %.0f ms",
-           text_of(s, "status"), (int)number_of(s, "rounds") + 1,
-           number_of(s, "remaining_bytes") / 1048576, number_of(s, "rate") / 1048576,
-           number_of(s, "dirty_rate") / 1048576, number_of(s, "expected_downtime_ms"));
+    if (strcmp(text_of(s, "status"), "copying") != 0 || json_is_true(json_object_get(s, "memory_handed_over")))
+        return;
+    printf(": round %d, %.0f MiB left, %.0f MiB/s", (int)number_of(s, "rounds") + 1,
+           number_of(s, "remaining_bytes") / 1048576, number_of(s, "rate") / 1048576);
+    if (number_of(s, "rounds") > 0)
+        printf(", writes %.0f MiB/s", number_of(s, "dirty_rate") / 1048576);
+    printf(", would stop for %.0f ms", number_of(s, "expected_downtime_ms"));
     if (number_of(s, "throttle") > 0)
         printf(", slowed by %d %%", (int)number_of(s, "throttle"));
+}
+
+static void print_progress(const json_t *s)
+{
+    printf("\r%s", text_of(s, "status"));
+    print_figures(s);
     printf("\033[K");
     fflush(stdout);
 }
@@ -214,6 +224,7 @@ struct asking {
     const struct migrate_options *wanted;
     json_t *body;
     json_t *answer;
+    char *why; /* owned: what went wrong, to be told when no line of progress is in the way */
     int err;
     pthread_mutex_t lock; /* guards `answered`; a leaf */
     pthread_cond_t came;  /* by CLOCK_MONOTONIC */
@@ -225,7 +236,7 @@ static void *ask(void *arg)
     struct asking *a = arg;
     const struct client_request request = {.name = a->wanted->name, .method = "PUT",
                                            .path = API "send-migration", .body = a->body,
-                                           .patient = true};
+                                           .patient = true, .why = &a->why};
 
     a->err = client_ask(&request, &a->answer);
     pthread_mutex_lock(&a->lock);
@@ -271,6 +282,7 @@ static void fini_asking(struct asking *a)
     pthread_mutex_destroy(&a->lock);
     json_decref(a->answer);
     json_decref(a->body);
+    free(a->why);
 }
 
 static int ask_status(const char *name, bool quiet, json_t **status)
@@ -301,19 +313,31 @@ static void watch(struct asking *a)
     }
     if (shown && !a->wanted->json)
         printf("\r\033[K");
+    fflush(stdout);
+}
+
+static enum exit_status tell_failure(const struct asking *a)
+{
+    json_t *json = a->wanted->json ? json_pack("{s:s*}", "error", a->why) : NULL;
+
+    if (a->why)
+        log_error("%s", a->why);
+    if (a->err == -ENOENT || a->err == -EINVAL) {
+        json_decref(json);
+        return STATUS_USAGE;
+    }
+    if (json)
+        print_json(json, "failed");
+    json_decref(json);
+    return STATUS_FAILED;
 }
 
 static enum exit_status conclude(const struct asking *a)
 {
     const char *status = text_of(a->answer, "status");
 
-    if (a->err == -ENOENT || a->err == -EINVAL)
-        return STATUS_USAGE;
-    if (a->err) {
-        if (a->wanted->json)
-            printf("{\"event\":\"failed\"}\n");
-        return STATUS_FAILED;
-    }
+    if (a->err)
+        return tell_failure(a);
     if (a->wanted->json)
         print_json(a->answer, status);
     if (strcmp(status, "completed") == 0 || strcmp(status, "checked") == 0) {
@@ -417,6 +441,7 @@ static enum exit_status show_status(const struct migrate_options *wanted)
         printf("%s", text_of(status, "status"));
         if (json_object_get(status, "destination_url"))
             printf(", to %s", text_of(status, "destination_url"));
+        print_figures(status);
         printf("\n");
         if (json_object_get(status, "error"))
             printf("%s\n", text_of(status, "error"));
