@@ -42,7 +42,7 @@ _ferry_run() {
         -s | --switch)
             compopt -o nospace 2>/dev/null
             [[ $1 != *,* ]] || mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \
-                -W 'uplink= poll= subnet= forward=tcp: forward=udp: trunk= native= vlan=' -- "${1##*,}") ;;
+                -W 'uplink= poll= rules= subnet= forward=tcp: forward=udp: trunk= native= vlan=' -- "${1##*,}") ;;
         -m | --memory)
             if [[ $1 == *,* ]]; then
                 mapfile -t COMPREPLY < <(compgen -P "${1%,*}," \

@@ -2,14 +2,15 @@
  * The options of a switch: its own, those of its uplink, and those of the port between the two, in
  * one table.
  *
- * Builds nothing (process_net.c does) and asks the host nothing. Any thread; no state.
+ * Builds nothing (process_net.c does), and asks the host for nothing but a file of rules. Any thread; no
+ * state.
  */
 #include "vmm/lab_switch.h"
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <string.h>
 
 #include "net/uplink_options.h"
@@ -59,6 +60,8 @@ static const struct option_key keys[] = {
      .offset = offsetof(struct switch_options, fdb_age_s)},
     {.name = "poll", .parse = parse_poll, .offset = offsetof(struct switch_options, poll_ns),
      .expects = "a time such as 50us or 1ms, up to 100ms,"},
+    {.name = "rules", .parse = option_parse_string,
+     .offset = offsetof(struct switch_options, rules_file), .expects = "a file's path"},
     UPLINK_KEYS(struct switch_options, uplink),
     UPLINK_LINK_KEYS(struct switch_options, uplink),
     SWITCH_PORT_KEYS(struct switch_options, uplink_port),
@@ -67,7 +70,7 @@ static const struct option_key keys[] = {
 _Static_assert(sizeof(keys) / sizeof(keys[0]) <= 64, "a bit for each key");
 
 /* Which of the keys are a switch's without an uplink. */
-#define N_OWN_KEYS 5
+#define N_OWN_KEYS 6
 
 static int check_keys(const struct option_list *list, const struct switch_options *options,
                       uint64_t seen)
@@ -90,6 +93,37 @@ static int check_keys(const struct option_list *list, const struct switch_option
     return uplink_config_check(list->where, &options->uplink);
 }
 
+static int read_rules_line(struct switch_options *options, unsigned number, char *line)
+{
+    char where[512];
+
+    line[strcspn(line, "\n")] = '\0';
+    line += strspn(line, " \t");
+    if (*line == '\0' || *line == '#')
+        return 0;
+    snprintf(where, sizeof(where), "%s:%u", options->rules_file, number);
+    return switch_options_add_rule(options, where, line);
+}
+
+static int read_rules(struct switch_options *options, const struct option_list *list)
+{
+    FILE *file = fopen(options->rules_file, "re");
+    char *line = NULL;
+    size_t size = 0;
+    int err = file ? 0 : -errno;
+
+    for (unsigned number = 1; !err && getline(&line, &size, file) >= 0; number++)
+        err = read_rules_line(options, number, line);
+    if (file && !err && ferror(file))
+        err = -EIO;
+    if (err && err != -EINVAL && err != -ENOMEM)
+        log_error("%s: rules=%s: %s", list->where, options->rules_file, strerror(-err));
+    free(line);
+    if (file)
+        fclose(file);
+    return err;
+}
+
 int switch_options_read(struct switch_options *options, const struct option_list *list)
 {
     uint64_t seen;
@@ -106,6 +140,8 @@ int switch_options_read(struct switch_options *options, const struct option_list
         err = check_keys(list, options, seen);
     if (!err && options->has_uplink)
         err = switch_port_config_check(list->where, &options->uplink_port);
+    if (!err && options->rules_file)
+        err = read_rules(options, list);
     return err;
 }
 
@@ -146,6 +182,7 @@ void switch_options_fini(struct switch_options *options)
 {
     uplink_config_fini(&options->uplink);
     free(options->text);
+    free(options->rules_file);
     free(options->rules);
     free(options->mirrors);
     *options = (struct switch_options){0};

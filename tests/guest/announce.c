@@ -4,7 +4,8 @@
  * did, it must not be asked any more.
  *
  * Sends no announcement: what the card asks for is looked at, not what the driver does about it.
- * Text: virtio 1.2, 5.1.6.5.4.
+ * `bridge`: a frame from a station behind it, 02:00:00:00:00:77, goes out first. `stay`: it goes on until
+ * it reads a character from COM1. Text: virtio 1.2, 5.1.6.5.4.
  */
 #include <stddef.h>
 
@@ -19,6 +20,11 @@
 #include "virtio.h"
 
 #define LIMIT (30 * SECOND)
+#define PATIENCE (300 * SECOND) /* with who saves it, or has it move */
+#define LINE_STATUS (COM1 + 5)
+#define DATA_READY 1
+#define HEADER 12 /* of virtio-net: zeros */
+#define FRAME 60
 
 #define F_STATUS   (1ull << 16)
 #define F_CTRL_VQ  (1ull << 17)
@@ -60,6 +66,18 @@ static bool acknowledge(void)
     return virtqueue_request(&ctrl, buffers, 2, LIMIT) >= 0 && memory[8] == 0;
 }
 
+/* To everybody, of an experimental type (IEEE 802). */
+static bool send_for_another(void)
+{
+    static const uint8_t head[] = { 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 2, 0, 0, 0, 0, 0x77, 0x88, 0xB5 };
+    uint8_t *memory = memory_alloc(PAGE_SIZE);
+    const struct buffer buffer = { memory, HEADER + FRAME, false };
+
+    memset(memory, 0, HEADER + FRAME);
+    memcpy(memory + HEADER, head, sizeof(head));
+    return virtqueue_request(&transmit, &buffer, 1, LIMIT) >= 0;
+}
+
 int main(const struct boot_info *info)
 {
     struct deadline deadline;
@@ -71,12 +89,16 @@ int main(const struct boot_info *info)
                "the card does not start"))
         return 0;
     check(status() == S_LINK_UP, "not-asked-at-first", "status %u", status());
+    if (arg_present("bridge"))
+        check(send_for_another(), "send", "the frame is not taken");
     print("ready to be saved\n");
-    deadline = deadline_in(LIMIT);
+    deadline = deadline_in(PATIENCE);
     while ((status() & S_ANNOUNCE) == 0 && !deadline_over(&deadline))
         cpu_pause();
     check(status() == (S_LINK_UP | S_ANNOUNCE), "asked", "status %u", status());
     /* The bit falls before the command's buffer comes back. */
     check(acknowledge() && status() == S_LINK_UP, "asked-no-more", "status %u", status());
+    while (arg_present("stay") && !(in8(LINE_STATUS) & DATA_READY))
+        cpu_pause();
     return 0;
 }
