@@ -66,7 +66,7 @@ $(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libferry
 
 # ---- what takes packages that may be missing: they come first, then make starts over ----
 .PHONY: demo check lab linux bench deps built
-built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE) $(TCP_SERVER) $(LAB_TSC)
+built: all unit $(GUEST_ELF) $(REPLAY_BIN) $(WIRE) $(TCP_SERVER) $(LAB_BIN)
 
 demo: deps ## boot a Linux guest with networking, and show it
 	@$(MAKE) --no-print-directory all
@@ -77,7 +77,7 @@ check: deps ## run every test
 	@BUILD=$(BUILD) tests/check.sh
 
 lab: deps ## a shell on a KVM host under emulation, with ferry in it
-	@$(MAKE) --no-print-directory all $(BUILD)/tests/lab/tsc
+	@$(MAKE) --no-print-directory all $(LAB_BIN)
 	@tests/lab/lab shell --put $(BUILD)/ferry --put $$(tests/lab/guest-initramfs.sh):/root/initrd \
 	    --put $$(tests/lab/fetch.sh --kernel):/root/vmlinuz --memory 4G
 

@@ -2,8 +2,9 @@
 # Runs tests in the lab: harness.sh [TEST]... calls each function test_TEST of /lab/suite and prints
 # 'ok NAME', 'not ok NAME' with the end of what it printed, or 'skipped NAME: reason'.
 #
-# A test fails when any of its commands does (it runs under `set -e`, traced into its log), and may
-# use what stands below. Each has an empty folder of its own, and the guests it leaves are killed.
+# A test fails when any of its commands does (it runs under `set -e`, traced into its log), or after
+# $LIMIT seconds, and may use what stands below. Each has an empty folder of its own, and the guests it
+# leaves are killed.
 # shellcheck disable=SC2034,SC2086 # variables for the tests; numbers
 
 KERNEL=/root/vmlinuz
@@ -11,6 +12,8 @@ INITRD=/root/initrd
 # What `ferry run` ends with.
 CRASHED=4
 TERMINATED=143
+# Seconds that one test may take; a suite may set it.
+LIMIT=600
 
 # skip REASON: ends the test, which was not run.
 skip() { echo "$1" >"$T/skipped"; exit 77; }
@@ -97,8 +100,13 @@ run_test() {
     (
         set -eux
         "test_$1"
-    ) >"$T/log" 2>&1 </dev/null
-    status=$?
+    ) >"$T/log" 2>&1 </dev/null &
+    running=$!
+    { sleep $LIMIT; echo "its $LIMIT s are over" >>"$T/log"; kill -9 $running; } >/dev/null 2>&1 &
+    limit=$!
+    status=0
+    wait $running 2>/dev/null || status=$?
+    kill -9 $limit 2>/dev/null
     name="lab: $(echo "$1" | tr _ ' ')"
     if [ -e $T/skipped ]; then
         echo "skipped $name: $(cat $T/skipped)"
