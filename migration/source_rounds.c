@@ -13,7 +13,8 @@
 #define MAX_ROUNDS 1000u
 /* What stopping and resuming takes beside the memory, as far as one can tell before. */
 #define FIXED_NS 3000000ull
-#define RATE_MIN_BYTES (1ull << 20) /* a round of fewer bytes tells no rate */
+#define RATE_MIN_BYTES (1ull << 20) /* a round of fewer bytes tells no rate ... */
+#define RATE_MIN_NS 100000000ull    /* ... but in its midst one that takes so long does, to who looks on */
 #define THROTTLE_FIRST 20u
 #define THROTTLE_STEP 10u
 
@@ -55,11 +56,12 @@ static void estimate(struct source_status *status)
 void source_estimate_locked(const struct source *s, struct source_status *status)
 {
     uint64_t bytes = (status->pages - s->round_pages) * PAGES_SIZE;
+    uint64_t ns = loop_now_ns() - s->round_from_ns;
 
     if (s->round_from_ns == 0 || status->phase != SOURCE_COPYING)
         return;
-    if (bytes >= RATE_MIN_BYTES)
-        status->rate = (uint64_t)rate_of(bytes, loop_now_ns() - s->round_from_ns);
+    if (bytes >= RATE_MIN_BYTES || ns >= RATE_MIN_NS)
+        status->rate = (uint64_t)rate_of(bytes, ns);
     estimate(status);
 }
 
