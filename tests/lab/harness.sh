@@ -45,10 +45,32 @@ guest_start() {
     FERRY=$!
 }
 
+# ferries_state: what all that run do: their threads, and for a second the ways out of their guests, by which
+# one sees whether a guest that is late waits, spins or has lost an interrupt.
+ferries_state() {
+    tracing=/sys/kernel/debug/tracing
+    for task in $(pidof ferry | tr ' ' '\n' | sed 's|.*|/proc/&/task/*|'); do
+        echo "$(cat $task/comm): $(sed 's/.*) //' $task/stat | cut -d ' ' -f 1,12,13) in $(cat $task/wchan)"
+    done
+    echo >$tracing/trace
+    echo 1 >$tracing/events/kvm/kvm_exit/enable
+    sleep 1
+    echo 0 >$tracing/events/kvm/kvm_exit/enable
+    echo "$(grep -c kvm_exit: $tracing/trace) exits in a second, the last of them:"
+    tail -n 12 $tracing/trace | sed -e 's/.*kvm_exit: //' -e 's/ info2 .*//'
+}
+
+# too_late SECONDS WHAT PROCESS: kills it after so long, when the state of all is in the file `state`.
+too_late() {
+    sleep "$1"
+    { echo "$2 took more than $1 s"; ferries_state; } >"$T/state" 2>&1 || true
+    kill -9 "$3"
+}
+
 # guest_end [SECONDS]: waits for the guest's end, for five minutes by default, as the machine under the
 # lab may be busy; sets STATUS.
 guest_end() {
-    { sleep "${1:-300}"; kill -9 $FERRY; } >/dev/null 2>&1 &
+    (set +x; too_late "${1:-300}" 'the guest' $FERRY) >/dev/null 2>&1 &
     watchdog=$!
     STATUS=0
     wait $FERRY || STATUS=$?
@@ -85,10 +107,10 @@ indented() { tr -d '\r' | cat -v | awk '{ print "    " $0 }'; }
 report_failure() {
     echo "not ok $1"
     tail -n 25 "$T/log" | indented
-    for file in ferry console; do
+    for file in ferry console state; do
         [ -s "$T/$file" ] || continue
         echo "    --- $file:"
-        tail -n 15 "$T/$file" | indented
+        tail -n 30 "$T/$file" | indented
     done
 }
 
@@ -102,7 +124,7 @@ run_test() {
         "test_$1"
     ) >"$T/log" 2>&1 </dev/null &
     running=$!
-    { sleep $LIMIT; echo "its $LIMIT s are over" >>"$T/log"; kill -9 $running; } >/dev/null 2>&1 &
+    too_late $LIMIT 'the test' $running >/dev/null 2>&1 &
     limit=$!
     status=0
     wait $running 2>/dev/null || status=$?

@@ -89,7 +89,7 @@ EOF
 
 # terminal_end: waits for the end of what runs there, as guest_end does.
 terminal_end() {
-    { sleep 300; kill -9 $SCRIPT; } >/dev/null 2>&1 &
+    (set +x; too_late 300 'the guest' $SCRIPT) >/dev/null 2>&1 &
     watchdog=$!
     wait $SCRIPT
     kill -9 $watchdog
