@@ -60,7 +60,7 @@ void source_estimate_locked(const struct source *s, struct source_status *status
 
     if (s->round_from_ns == 0 || status->phase != SOURCE_COPYING)
         return;
-    if (bytes >= RATE_MIN_BYTES || ns >= RATE_MIN_NS)
+    if (bytes >= RATE_MIN_BYTES || (bytes > 0 && ns >= RATE_MIN_NS))
         status->rate = (uint64_t)rate_of(bytes, ns);
     estimate(status);
 }
