@@ -39,10 +39,15 @@ unsigned arch_irq_routes(struct kvm_irq_routing_entry *entries, unsigned max);
 #define ARCH_MAX_LINES 64
 
 /* What a vCPU is at power-on: CPUID and the like for vCPU `index` of `count`; remembers the state in
- * which KVM made it. With `assist`, the guest's memory (borrowed), what this host's KVM leaves undone
- * of kernel code is completed here; NULL on one that leaves nothing. *out is owned by the caller. */
+ * which KVM made it. With `assist`, what this host's KVM leaves undone of kernel code is completed here;
+ * NULL on one that leaves nothing. *out is owned by the caller. */
+struct arch_assist {
+    struct guest_memory *mem; /* these are borrowed */
+    struct x86_tables *tables;
+    struct kvm_run *run;
+};
 int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned index,
-                     unsigned count, struct guest_memory *assist);
+                     unsigned count, const struct arch_assist *assist);
 void arch_vcpu_destroy(struct arch_vcpu *acpu);
 /* Back to power-on state. On the vCPU's own thread or while it is parked. */
 int arch_vcpu_reset(struct arch_vcpu *acpu);
@@ -60,8 +65,10 @@ int arch_processor_compare(int kvm_fd, struct state_reader *there, struct state_
 int arch_vm_save(int vm_fd, struct state_buffer *out);
 int arch_vm_load(int vm_fd, struct state_reader *in);
 
-/* For a VM whose vCPUs are to be created with `assist`: before it has anything else. */
-int arch_vm_assist(int kvm_fd, int vm_fd);
+/* For a VM whose vCPUs are to be created with `assist`: before it has anything else. *out, which may be
+ * NULL, is owned by the caller. */
+int arch_vm_assist(struct x86_tables **out, int kvm_fd, int vm_fd, struct guest_memory *mem);
+void arch_vm_assist_end(struct x86_tables *tables);
 /* What such a VM's Linux is told: to keep from what is slow or fails there. */
 extern const char arch_assist_options[];
 
@@ -69,6 +76,10 @@ extern const char arch_assist_options[];
  * it knows none such, -ENOTSUP when it cannot complete an instruction, another negative errno of
  * KVM's, logged. vCPU thread, device lock not held. */
 int arch_vcpu_exit(struct arch_vcpu *acpu, struct vcpu *vcpu, struct kvm_run *run);
+/* Before each KVM_RUN, and before the vCPU is parked, where KVM_RUN follows with immediate_exit set. The
+ * vCPU's thread. 0 or a negative errno, logged. */
+int arch_vcpu_enter(struct arch_vcpu *acpu);
+int arch_vcpu_park(struct arch_vcpu *acpu);
 /* The vCPU was parked and is about to run on: the time it lost is no lock-up of the guest's. Parked. */
 void arch_vcpu_resuming(int vcpu_fd);
 /* The instruction pointer, for messages about a crash; 0 when it cannot be had. */

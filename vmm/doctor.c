@@ -148,8 +148,8 @@ static void check_kernel_code(struct diagnosis *diagnosis, json_t *kvm, int fd)
     if (traits.emulates_kernel)
         add(diagnosis, VERDICT_NOTE, "kernel code",
             "small kernels and little memory help; on a host with VT-x or SVM Linux boots at once",
-            "emulated by KVM, %.0f ns an instruction: Linux takes long to boot; ferry completes the "
-            "instructions that KVM rejects (%u of %u tried)%s", ns, traits.rejected,
+            "emulated by KVM, %.0f ns an instruction: ferry interprets most of it, faster, and completes "
+            "the instructions that KVM rejects (%u of %u tried)%s", ns, traits.rejected,
             KVM_PROBE_INSTRUCTIONS, traits.half_syscall ? " and SYSCALL" : "");
     else
         add(diagnosis, VERDICT_OK, "kernel code", NULL,

@@ -221,6 +221,10 @@ static bool enter(struct vcpu *vcpu)
 {
     char detail[120];
 
+    if (arch_vcpu_enter(vcpu->arch) < 0) {
+        fail(vcpu, VCPU_ERROR, "the host's KVM does not take the vCPU's state");
+        return false;
+    }
     if (ioctl(vcpu->fd, KVM_RUN, 0) == 0) {
         handle_exit(vcpu);
         return !vcpu->failed; /* written by this thread alone while it runs */
@@ -237,6 +241,7 @@ static bool enter(struct vcpu *vcpu)
  * has re-entered the kernel". */
 static void complete_exit(struct vcpu *vcpu)
 {
+    (void)arch_vcpu_park(vcpu->arch);
     for (;;) {
         __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
         if (ioctl(vcpu->fd, KVM_RUN, 0) < 0)
@@ -374,6 +379,7 @@ static int create_vcpu(struct vcpus *set, unsigned index)
 {
     struct vcpu *vcpu = &set->vcpus[index];
     struct vm *vm = set->config.vm;
+    struct arch_assist assist;
     int err;
 
     vcpu->set = set;
@@ -381,8 +387,10 @@ static int create_vcpu(struct vcpus *set, unsigned index)
     err = create_fd(vcpu, vm);
     if (err)
         return err;
+    assist = (struct arch_assist){.mem = set->config.assist, .tables = vm_tables(vm),
+                                  .run = vcpu->run};
     err = arch_vcpu_create(&vcpu->arch, vm_kvm_fd(vm), vcpu->fd, index, set->config.count,
-                           set->config.assist);
+                           assist.mem ? &assist : NULL);
     if (err)
         return err;
     return start_thread(vcpu);

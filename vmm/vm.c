@@ -29,6 +29,7 @@ struct vm {
     struct guest_memory *mem; /* borrowed */
     bool manual_clear;      /* pages are protected again by KVM_CLEAR_DIRTY_LOG alone */
     struct arch_vm *arch;   /* owns */
+    struct x86_tables *tables; /* owns; NULL: no kernel code is interpreted */
     struct kvm_intc *kintc; /* owns */
     struct dirty_rings *rings; /* owns; NULL: KVM's log is used */
 };
@@ -151,7 +152,7 @@ int vm_create(struct vm **out, struct guest_memory *mem, bool assist)
     /* Before all else: with an interrupt controller there, KVM takes some 10 ms for it (it waits for
      * readers of its tables, of which there are none yet). */
     if (!err && assist)
-        err = arch_vm_assist(vm->kvm_fd, vm->fd);
+        err = arch_vm_assist(&vm->tables, vm->kvm_fd, vm->fd, mem);
     if (err)
         goto fail;
     vm->max_vcpus = kvm_max_vcpus(vm->kvm_fd);
@@ -180,6 +181,7 @@ void vm_destroy(struct vm *vm)
     dirty_rings_destroy(vm->rings);
     kvm_intc_destroy(vm->kintc);
     arch_vm_destroy(vm->arch);
+    arch_vm_assist_end(vm->tables);
     if (vm->fd >= 0)
         close(vm->fd);
     if (vm->kvm_fd >= 0)
@@ -195,6 +197,11 @@ int vm_fd(const struct vm *vm)
 int vm_kvm_fd(const struct vm *vm)
 {
     return vm->kvm_fd;
+}
+
+struct x86_tables *vm_tables(const struct vm *vm)
+{
+    return vm->tables;
 }
 
 unsigned vm_max_vcpus(const struct vm *vm)

@@ -49,6 +49,9 @@ void vm_destroy(struct vm *vm);
 int vm_fd(const struct vm *vm);     /* borrowed */
 int vm_kvm_fd(const struct vm *vm); /* borrowed: of /dev/kvm */
 unsigned vm_max_vcpus(const struct vm *vm);
+/* Borrowed: what the vCPUs share that interpret kernel code (vmm/x86/tables.h); NULL: none does. */
+struct x86_tables;
+struct x86_tables *vm_tables(const struct vm *vm);
 struct intc *vm_intc(struct vm *vm);
 struct doorbells *vm_doorbells(struct vm *vm);
 

@@ -1,7 +1,7 @@
 /*
  * A debugger for the native tests' guest: has a child run by single steps across a system call, and
- * into a breakpoint instruction, while the child's debug registers are set. Prints a line for each
- * thing that was not as expected, then debugged=good or debugged=bad.
+ * into a breakpoint instruction; and another one, while the child's debug registers are set. Prints a
+ * line for each thing that was not as expected, then debugged=good or debugged=bad.
  *
  * Does without a C library, so that it takes no more than a page of the guest's initramfs, and does
  * not wait for the hardware breakpoint to hit, which it does not on every host. One thread; no locks.
@@ -140,7 +140,7 @@ static void step(long pid, const char *to)
     expect("the flags of trap and interrupts", regs.eflags & (FLAG_TF | FLAG_IF), FLAG_IF);
 }
 
-void debug(void)
+static void debug_child(long breakpoint)
 {
     long pid = start_child();
     uint64_t kept = 0;
@@ -148,7 +148,7 @@ void debug(void)
     expect("the child's start", (uint64_t)status_of(pid), STOPPED_BY(SIGSTOP));
     send_child(pid);
     poke(pid, 0, (long)child_trapped);
-    poke(pid, 7, DR7_LOCAL_0);
+    poke(pid, 7, breakpoint);
     step(pid, child_call);
     step(pid, child_called);
     step(pid, child_trap);
@@ -161,6 +161,12 @@ void debug(void)
     expect("the breakpoint's place", registers_of(pid).rip, (uint64_t)child_trapped);
     call(__NR_ptrace, PTRACE_CONT, pid, 0, 0);
     expect("the child's end", (uint64_t)status_of(pid), EXITED_WITH(7));
+}
+
+void debug(void)
+{
+    debug_child(0);
+    debug_child(DR7_LOCAL_0);
     print(good ? "debugged=good\n" : "debugged=bad\n");
     call(__NR_exit, !good, 0, 0, 0);
 }

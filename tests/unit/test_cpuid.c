@@ -110,8 +110,10 @@ Test(cpuid, hides_hypercalls_in_place_of_interrupts_where_kernel_code_is_emulate
 
     begin(true);
     add(0x40000001, 0, 0x01007EFB, 0, 0, 0, 0);
+    cr_expect(x86_cpuid_flushes(&cpuid));
     cr_assert_eq(x86_cpuid_set_topology(&cpuid, &t), 0);
     cr_expect_eq(get(0x40000001, 0)->eax, 0x0100547B);
+    cr_expect_not(x86_cpuid_flushes(&cpuid));
 }
 
 Test(cpuid, leaves_hypercalls_elsewhere)

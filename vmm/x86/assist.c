@@ -2,25 +2,26 @@
  * Help for a vCPU on a KVM that emulates kernel code: completes what KVM rejects, by emulate.h, and
  * has SYSCALL repaired, by syscall.h, and timer interrupts spaced, by tick.h.
  *
- * Does not decide whether help is needed (probe.c), nor know any instruction. The vCPU's thread, or
+ * Does not decide whether help is needed (probe.c), nor know any instruction, nor when KVM runs what
+ * (assist_enter.c). The vCPU's thread, or
  * the loop's while the vCPU is parked; no locks.
  *
  * Texts: the kernel's Documentation/virt/kvm/api.rst: §5 KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_DEBUG,
  * KVM_EXIT_X86_WRMSR; §4.32 KVM_SET_VCPU_EVENTS; §4.126 KVM_X86_SET_MSR_FILTER; §7.28
  * KVM_CAP_EXIT_ON_EMULATION_FAILURE. Intel SDM volume 3B §17.3.1.4 (single-step).
  */
-#include "vmm/x86/assist.h"
+#include "vmm/x86/assist_internal.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "vmm/arch.h"
 #include "vmm/util/log.h"
-#include "vmm/x86/emulate.h"
-#include "vmm/x86/syscall.h"
-#include "vmm/x86/tick.h"
+#include "vmm/vm.h"
+#include "vmm/x86/tables.h"
 
 #define DR6_BS (1ull << 14)
 
@@ -64,14 +65,7 @@ const char arch_assist_options[] =
     "initcall_blacklist=trace_eval_init,ftrace_check_for_weak_functions,tracer_init_tracefs,"
     "slab_sysfs_init,jent_mod_init";
 
-struct x86_assist {
-    int fd; /* borrowed */
-    struct x86_syscall syscall;
-    struct x86_tick tick;
-    struct x86_emu emu;
-};
-
-static int fail(const char *what)
+int x86_assist_fail(const char *what)
 {
     int err = -errno;
 
@@ -99,20 +93,33 @@ static int watch_msrs(int kvm_fd, int vm_fd)
         return -EOPNOTSUPP;
     }
     if (ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
-        return fail("KVM_CAP_X86_USER_SPACE_MSR");
+        return x86_assist_fail("KVM_CAP_X86_USER_SPACE_MSR");
     if (ioctl(vm_fd, KVM_X86_SET_MSR_FILTER, &filter) < 0)
-        return fail("KVM_X86_SET_MSR_FILTER");
+        return x86_assist_fail("KVM_X86_SET_MSR_FILTER");
     return 0;
 }
 
-int x86_assist_prepare(int kvm_fd, int vm_fd)
+/* What interpreting needs of KVM: registers by its run structure, and counts of what it emulates. */
+static bool can_interpret(int kvm_fd)
+{
+    const int needed = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
+
+    return (kvm_capability(kvm_fd, KVM_CAP_SYNC_REGS) & needed) == needed &&
+           kvm_capability(kvm_fd, KVM_CAP_BINARY_STATS_FD) > 0;
+}
+
+int x86_assist_prepare(struct x86_tables **out, int kvm_fd, int vm_fd, struct guest_memory *mem)
 {
     struct kvm_enable_cap exits = {.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE, .args = {1}};
 
+    *out = NULL;
     /* Without it, KVM exits for kernel code only, and with a #UD raised, which is then withdrawn. */
     if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0 &&
         ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
-        return fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
+        return x86_assist_fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
+    if (can_interpret(kvm_fd) &&
+        x86_tables_create(out, mem, vm_fd, kvm_max_vcpus(kvm_fd)) < 0)
+        log_debug("kernel code is left to KVM: its shadows of page tables cannot be dropped");
     return watch_msrs(kvm_fd, vm_fd);
 }
 
@@ -143,71 +150,166 @@ static int read_msr(struct x86_emu *emu, uint32_t index, uint64_t *value)
 
 static const struct x86_emu_ops emu_ops = {load_xstate, read_msr};
 
-int x86_assist_create(struct x86_assist **out, int vcpu_fd, struct guest_memory *mem)
+int x86_assist_create(struct x86_assist **out, const struct x86_assist_config *config)
 {
-    struct x86_assist *assist = aligned_alloc(_Alignof(struct x86_assist), sizeof(*assist));
+    struct x86_assist *assist = calloc(1, sizeof(*assist));
 
     if (!assist)
         return -ENOMEM;
-    memset(assist, 0, sizeof(*assist));
-    assist->fd = vcpu_fd;
-    assist->emu.mem = mem;
-    assist->emu.ops = &emu_ops;
-    assist->emu.opaque = assist;
+    assist->stats_fd = -1;
+    assist->in = aligned_alloc(_Alignof(struct x86_interpreter), sizeof(*assist->in));
+    if (!assist->in) {
+        free(assist);
+        return -ENOMEM;
+    }
+    memset(assist->in, 0, sizeof(*assist->in));
+    assist->fd = config->vcpu_fd;
+    assist->index = config->index;
+    assist->run = config->run;
+    assist->enter_first = true;
+    assist->in->emu.mem = config->mem;
+    assist->in->emu.ops = &emu_ops;
+    assist->in->emu.opaque = assist;
+    if (config->tables && x86_assist_count_emulated(assist) == 0)
+        assist->tables = config->tables;
+    assist->in->tables = assist->tables;
+    assist->in->stop = &config->run->immediate_exit;
     *out = assist;
     return 0;
 }
 
 void x86_assist_destroy(struct x86_assist *assist)
 {
+    if (!assist)
+        return;
+    if (assist->stats_fd >= 0)
+        close(assist->stats_fd);
+    free(assist->in);
     free(assist);
+}
+
+void x86_assist_leave_to_kvm(struct x86_assist *assist)
+{
+    assist->tables = assist->in->tables = NULL;
+    assist->run->kvm_valid_regs = 0;
+    assist->run->kvm_dirty_regs = 0;
 }
 
 /* ---- registers in, registers out ---- */
 
-static int load(struct x86_assist *assist)
+uint64_t x86_assist_linear_rip(const struct x86_emu *emu, uint64_t rip)
 {
-    struct x86_emu *emu = &assist->emu;
+    return emu->sregs.efer & X86_EFER_LMA && emu->sregs.cs.l ? rip
+                                                             : (uint32_t)(emu->sregs.cs.base + rip);
+}
+
+int x86_assist_load(struct x86_assist *assist)
+{
+    struct x86_emu *emu = &assist->in->emu;
 
     emu->xstate_loaded = emu->xstate_changed = emu->sregs_changed = emu->flush_tlb = false;
-    if (ioctl(assist->fd, KVM_GET_REGS, &emu->regs) < 0 ||
-        ioctl(assist->fd, KVM_GET_SREGS, &emu->sregs) < 0)
-        return fail("cannot read its registers");
+    if (assist->tables && !assist->enter_first && !assist->completing) {
+        emu->regs = assist->run->s.regs.regs;
+        emu->sregs = assist->run->s.regs.sregs;
+    } else if (ioctl(assist->fd, KVM_GET_REGS, &emu->regs) < 0 ||
+               ioctl(assist->fd, KVM_GET_SREGS, &emu->sregs) < 0) {
+        return x86_assist_fail("cannot read its registers");
+    }
+    if (!(assist->run->kvm_dirty_regs & KVM_SYNC_X86_REGS))
+        assist->kvm_rip = x86_assist_linear_rip(emu, emu->regs.rip);
     return 0;
+}
+
+static int store_sregs(struct x86_assist *assist)
+{
+    if (assist->tables) {
+        assist->run->s.regs.sregs = assist->in->emu.sregs;
+        assist->run->kvm_dirty_regs |= KVM_SYNC_X86_SREGS;
+        return 0;
+    }
+    return ioctl(assist->fd, KVM_SET_SREGS, &assist->in->emu.sregs) < 0
+               ? x86_assist_fail("cannot write its system registers")
+               : 0;
+}
+
+static int store_regs(struct x86_assist *assist)
+{
+    if (assist->tables) {
+        assist->run->s.regs.regs = assist->in->emu.regs;
+        assist->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+        return 0;
+    }
+    return ioctl(assist->fd, KVM_SET_REGS, &assist->in->emu.regs) < 0
+               ? x86_assist_fail("cannot write its registers")
+               : 0;
 }
 
 /* KVM drops all translations of a vCPU whose CR4.PGE changes. */
 static int flush_tlb(struct x86_assist *assist)
 {
-    struct kvm_sregs sregs = assist->emu.sregs;
+    struct kvm_sregs sregs = assist->in->emu.sregs;
 
+    x86_interpret_flush(assist->in);
     sregs.cr4 ^= X86_CR4_PGE;
     if (ioctl(assist->fd, KVM_SET_SREGS, &sregs) < 0 ||
-        ioctl(assist->fd, KVM_SET_SREGS, &assist->emu.sregs) < 0)
-        return fail("cannot drop its translations");
+        ioctl(assist->fd, KVM_SET_SREGS, &assist->in->emu.sregs) < 0)
+        return x86_assist_fail("cannot drop its translations");
     return 0;
+}
+
+/* What the exit has told of them, or KVM. */
+static int load_events(struct x86_assist *assist, struct kvm_vcpu_events *events)
+{
+    if (assist->tables) {
+        *events = assist->run->s.regs.events;
+        return 0;
+    }
+    return ioctl(assist->fd, KVM_GET_VCPU_EVENTS, events) < 0
+               ? x86_assist_fail("cannot read its events")
+               : 0;
+}
+
+/* Without the others' validity: an NMI or a SIPI may have come since they were read. */
+void x86_assist_give_events(struct x86_assist *assist, const struct kvm_vcpu_events *events)
+{
+    struct kvm_vcpu_events *to = &assist->run->s.regs.events;
+
+    *to = *events;
+    to->flags &= KVM_VCPUEVENT_VALID_SHADOW;
+    assist->run->kvm_dirty_regs |= KVM_SYNC_X86_EVENTS;
+}
+
+static int store_events(struct x86_assist *assist, const struct kvm_vcpu_events *events)
+{
+    if (assist->tables) {
+        x86_assist_give_events(assist, events);
+        return 0;
+    }
+    return ioctl(assist->fd, KVM_SET_VCPU_EVENTS, events) < 0
+               ? x86_assist_fail("cannot set its events")
+               : 0;
 }
 
 static int inject(struct x86_assist *assist, const struct x86_fault *fault)
 {
     struct kvm_vcpu_events events;
+    int err = 0;
 
     if (fault->vector == X86_VECTOR_PF) {
-        assist->emu.sregs.cr2 = fault->address;
-        if (ioctl(assist->fd, KVM_SET_SREGS, &assist->emu.sregs) < 0)
-            return fail("cannot set CR2");
+        assist->in->emu.sregs.cr2 = fault->address;
+        err = store_sregs(assist);
     }
-    if (ioctl(assist->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
-        return fail("cannot read its events");
+    if (!err)
+        err = load_events(assist, &events);
+    if (err)
+        return err;
     events.exception.injected = 1;
     events.exception.pending = 0;
     events.exception.nr = fault->vector;
     events.exception.has_error_code = fault->has_error;
     events.exception.error_code = fault->error;
     events.exception_has_payload = 0;
-    if (ioctl(assist->fd, KVM_SET_VCPU_EVENTS, &events) < 0)
-        return fail("cannot raise an exception");
-    return 0;
+    return store_events(assist, &events);
 }
 
 /* The guest's own single-stepping: the trap comes after the instruction. */
@@ -217,24 +319,24 @@ static int trap_step(struct x86_assist *assist)
     struct kvm_debugregs debug;
 
     if (ioctl(assist->fd, KVM_GET_DEBUGREGS, &debug) < 0)
-        return fail("cannot read its debug registers");
+        return x86_assist_fail("cannot read its debug registers");
     debug.dr6 |= DR6_BS;
     if (ioctl(assist->fd, KVM_SET_DEBUGREGS, &debug) < 0)
-        return fail("cannot set its debug registers");
+        return x86_assist_fail("cannot set its debug registers");
     return inject(assist, &trap);
 }
 
-static int store(struct x86_assist *assist, bool stepped)
+int x86_assist_store(struct x86_assist *assist, bool stepped)
 {
-    struct x86_emu *emu = &assist->emu;
-    int err = 0;
+    struct x86_emu *emu = &assist->in->emu;
+    int err = store_regs(assist);
 
-    if (ioctl(assist->fd, KVM_SET_REGS, &emu->regs) < 0 ||
-        (emu->sregs_changed && ioctl(assist->fd, KVM_SET_SREGS, &emu->sregs) < 0))
-        return fail("cannot write its registers");
-    if (emu->xstate_changed && ioctl(assist->fd, KVM_SET_XSAVE, emu->xstate.bytes) < 0)
-        return fail("cannot write its extended state");
-    if (emu->flush_tlb)
+    if (!err && emu->sregs_changed)
+        err = store_sregs(assist);
+    if (!err && emu->xstate_changed &&
+        ioctl(assist->fd, KVM_SET_XSAVE, emu->xstate.bytes) < 0)
+        err = x86_assist_fail("cannot write its extended state");
+    if (!err && emu->flush_tlb)
         err = flush_tlb(assist);
     return !err && stepped ? trap_step(assist) : err;
 }
@@ -242,13 +344,13 @@ static int store(struct x86_assist *assist, bool stepped)
 /* Carries out the instruction at RIP. */
 static int complete(struct x86_assist *assist)
 {
-    struct x86_emu *emu = &assist->emu;
+    struct x86_emu *emu = &assist->in->emu;
     bool stepped = emu->regs.rflags & X86_FLAG_TF;
     const struct x86_fault undefined = {.vector = X86_VECTOR_UD};
 
     switch (x86_emulate(emu)) {
     case X86_EMU_DONE:
-        return store(assist, stepped);
+        return x86_assist_store(assist, stepped);
     case X86_EMU_FAULT:
         return inject(assist, &emu->fault);
     case X86_EMU_UNKNOWN:
@@ -262,63 +364,80 @@ static int complete(struct x86_assist *assist)
 static int withdraw_undefined(struct x86_assist *assist)
 {
     struct kvm_vcpu_events events;
+    int err = load_events(assist, &events);
 
-    if (ioctl(assist->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
-        return fail("cannot read its events");
-    if (!(events.exception.injected || events.exception.pending) ||
+    if (err || !(events.exception.injected || events.exception.pending) ||
         events.exception.nr != X86_VECTOR_UD)
-        return 0;
+        return err;
     events.exception.injected = events.exception.pending = 0;
-    if (ioctl(assist->fd, KVM_SET_VCPU_EVENTS, &events) < 0)
-        return fail("cannot withdraw an exception");
-    return 0;
+    return store_events(assist, &events);
 }
 
 static int handle_rejected(struct x86_assist *assist)
 {
-    int err = withdraw_undefined(assist);
+    int err = x86_assist_load(assist);
 
     if (!err)
-        err = load(assist);
-    if (!err)
-        err = x86_syscall_follow(&assist->syscall, assist->fd, &assist->emu);
-    return err ? err : complete(assist);
+        err = withdraw_undefined(assist);
+    if (err)
+        return err;
+    x86_syscall_follow(&assist->syscall, &assist->in->emu);
+    return complete(assist);
 }
 
 static int handle_msr(struct x86_assist *assist, struct kvm_run *run)
 {
     int err;
 
+    assist->completing = assist->tables != NULL;
     if (run->msr.index == X86_MSR_TSC_DEADLINE)
         return x86_tick_msr_exit(&assist->tick, assist->fd, run);
-    err = load(assist);
-    return err ? err : x86_syscall_msr_exit(&assist->syscall, assist->fd, &assist->emu, run);
+    err = x86_assist_load(assist);
+    if (!err)
+        err = x86_syscall_msr_exit(&assist->syscall, assist->fd, &assist->in->emu, run);
+    assist->in->star = assist->syscall.star;
+    return err;
 }
 
 int x86_assist_refresh(struct x86_assist *assist)
 {
-    int err = load(assist), khz = ioctl(assist->fd, KVM_GET_TSC_KHZ, 0);
+    int khz = ioctl(assist->fd, KVM_GET_TSC_KHZ, 0), err;
 
+    assist->enter_first = true;
+    assist->completing = false;
+    assist->run->kvm_dirty_regs = 0;
+    assist->early_steps = 0;
+    assist->ran_user = assist->left_with_interrupts = false;
+    assist->unwatched = assist->debug_written = true;
+    assist->in->table_left = 0;
+    assist->in->has_kernel_gs = false;
+    x86_interpret_flush(assist->in);
+    err = x86_assist_load(assist);
     x86_tick_init(&assist->tick, khz > 0 ? (uint32_t)khz : 0);
-    return err ? err : x86_syscall_refresh(&assist->syscall, assist->fd, &assist->emu);
+    if (!err)
+        err = x86_syscall_refresh(&assist->syscall, assist->fd, &assist->in->emu);
+    assist->in->star = assist->syscall.star;
+    return err;
 }
 
-/* The breakpoint on the guest's page-fault handler; see syscall.c. */
+/* The breakpoint on the guest's page-fault handler; see syscall.c. A fault of the guest's own goes on
+ * by x86_assist_enter(), and so do the steps and other breakpoints that it has asked for. */
 static int handle_debug(struct x86_assist *assist)
 {
-    int err = load(assist), found;
+    struct x86_emu *emu = &assist->in->emu;
+    int err;
 
-    if (err)
+    if (assist->mode == X86_ASSIST_STEP)
+        return 0;
+    err = x86_assist_load(assist);
+    if (!err && emu->regs.rip == assist->syscall.handler &&
+        x86_syscall_repair(&assist->syscall, emu))
+        return x86_assist_store(assist, false);
+    if (err || assist->tables)
         return err;
-    found = x86_syscall_debug_exit(&assist->syscall, assist->fd, &assist->emu);
-    if (found == X86_SYSCALL_ENTERED)
-        return store(assist, false);
-    if (found != X86_SYSCALL_OTHER)
-        return found < 0 ? found : 0;
-    /* A fault of the guest's own: its handler's first instruction is carried out here, since the
-     * breakpoint stands on it. */
-    err = complete(assist);
-    return err == -ENOTSUP ? x86_syscall_step(&assist->syscall, assist->fd) : err;
+    err = complete(assist); /* the handler's first instruction, since the breakpoint stands on it */
+    assist->step_over = err == -ENOTSUP;
+    return assist->step_over ? 0 : err;
 }
 
 int x86_assist_exit(struct x86_assist *assist, struct kvm_run *run)

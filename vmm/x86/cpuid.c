@@ -29,7 +29,6 @@
 #define ECX7_OSPKE (1u << 4)    /* likewise */
 #define EDX1_HTT (1u << 28)
 
-/* Of the leaf's EAX: what leave_interrupts_to_the_apic() hides. */
 #define HIDDEN                                                                                     \
     (1u << KVM_FEATURE_PV_UNHALT | 1u << KVM_FEATURE_PV_TLB_FLUSH |                                \
      1u << KVM_FEATURE_PV_SEND_IPI | 1u << KVM_FEATURE_PV_SCHED_YIELD)
@@ -200,8 +199,11 @@ static int set_timing(struct x86_cpuid *cpuid, const struct x86_topology *t)
     return 0;
 }
 
-/* Hypercalls that take the place of an interrupt. KVM may patch VMCALL and have it carried out anew for
- * ever, where it emulates it. */
+/*
+ * Hypercalls that take the place of an interrupt. KVM may patch VMCALL and have it carried out anew for
+ * ever, where it emulates it. And a vCPU that is not within KVM is preempted to the guest, which then
+ * leaves it to KVM to drop its translations; one that is being interpreted would go on with them.
+ */
 static void leave_interrupts_to_the_apic(struct x86_cpuid *cpuid)
 {
     struct kvm_cpuid_entry2 *e = find(cpuid, LEAF_KVM_FEATURES, 0);
@@ -221,6 +223,13 @@ int x86_cpuid_add_hidden(int kvm_fd, struct x86_cpuid *here)
         e->eax |= whole->eax & HIDDEN;
     free(all);
     return err;
+}
+
+bool x86_cpuid_flushes(struct x86_cpuid *saved)
+{
+    struct kvm_cpuid_entry2 *e = find(saved, LEAF_KVM_FEATURES, 0);
+
+    return e && e->eax & 1u << KVM_FEATURE_PV_TLB_FLUSH;
 }
 
 int x86_cpuid_set_topology(struct x86_cpuid *cpuid, const struct x86_topology *topology)

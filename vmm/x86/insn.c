@@ -253,9 +253,9 @@ static bool fits_operands(const struct x86_op *op, const struct x86_insn *in)
            (op->rm == X86_ANY || op->rm == (in->rm & 7));
 }
 
-static const struct x86_op *find(const struct x86_insn *in, uint8_t map)
+static const struct x86_op *find(const struct x86_op *op, const struct x86_insn *in, uint8_t map)
 {
-    for (const struct x86_op *op = x86_ops; op->name; op++)
+    for (; op->name; op++)
         if (fits(op, in, map))
             return op;
     return NULL;
@@ -289,10 +289,13 @@ static unsigned immediate_bytes(const struct x86_insn *in)
 {
     if (in->op->imm == X86_IMM_Z)
         return in->size == 2 ? 2 : 4;
+    if (in->op->imm == X86_IMM_V)
+        return in->size;
     return in->op->imm;
 }
 
-int x86_decode(const uint8_t *bytes, size_t n, enum x86_code_size code, struct x86_insn *out)
+int x86_decode_by(const struct x86_op *ops, const uint8_t *bytes, size_t n,
+                  enum x86_code_size code, struct x86_insn *out)
 {
     struct cursor c = {.bytes = bytes, .n = n};
     struct prefixes p = {.segment = -1};
@@ -306,7 +309,7 @@ int x86_decode(const uint8_t *bytes, size_t n, enum x86_code_size code, struct x
     in.vex = p.vex;
     in.lock = p.lock;
     set_sizes(&p, code, &in);
-    in.op = find(&in, map);
+    in.op = find(ops, &in, map);
     if (!in.op)
         return -ENOSYS;
     if (in.op->form & X86_FORM_MODRM) {
@@ -330,4 +333,9 @@ int x86_decode(const uint8_t *bytes, size_t n, enum x86_code_size code, struct x
     in.length = (uint8_t)c.at;
     *out = in;
     return 0;
+}
+
+int x86_decode(const uint8_t *bytes, size_t n, enum x86_code_size code, struct x86_insn *out)
+{
+    return x86_decode_by(x86_ops, bytes, n, code, out);
 }

@@ -34,11 +34,12 @@ struct x86_op {
     uint8_t form;    /* X86_FORM_* */
     uint8_t reg;     /* ModRM.reg that it takes, or X86_ANY */
     uint8_t rm;      /* ModRM.rm that it takes (register form), or X86_ANY */
-    uint8_t imm;     /* bytes of immediate; X86_IMM_Z: 2 or 4 by operand size */
+    uint8_t imm;     /* bytes of immediate; X86_IMM_Z: 2 or 4 by operand size, X86_IMM_V: or 8 */
     uint16_t detail; /* for execute: sizes and the like */
 };
 #define X86_ANY 0xFF
 #define X86_IMM_Z 0xFE
+#define X86_IMM_V 0xFD /* 2, 4 or 8 */
 
 #define X86_FORM_MODRM (1u << 0)
 #define X86_FORM_MEM (1u << 1)   /* only with a memory operand */
@@ -78,6 +79,9 @@ struct x86_insn {
  * with a LOCK it may not have. *out is defined only for 0.
  */
 int x86_decode(const uint8_t *bytes, size_t n, enum x86_code_size code, struct x86_insn *out);
+/* The same by another table. */
+int x86_decode_by(const struct x86_op *ops, const uint8_t *bytes, size_t n,
+                  enum x86_code_size code, struct x86_insn *out);
 
 /* The rows, most particular first among those of one opcode; ends with a NULL name. */
 extern const struct x86_op x86_ops[];

@@ -31,7 +31,6 @@
     (X86_FLAG_CF | X86_FLAG_PF | X86_FLAG_AF | X86_FLAG_ZF | X86_FLAG_SF | X86_FLAG_TF |           \
      X86_FLAG_DF | X86_FLAG_OF | X86_FLAG_NT | X86_FLAG_AC | FLAG_ID)
 
-#define DR7_EXECUTE_0 0x402ull /* breakpoint 0, on execution, for all tasks; bit 10 is always set */
 #define GATE_PRESENT (1ull << 47)
 #define CODE64 11
 #define DATA 3
@@ -72,45 +71,21 @@ int x86_msr_write(int vcpu_fd, uint32_t index, uint64_t value)
     return ioctl(vcpu_fd, KVM_SET_MSRS, &one) == 1 ? 0 : -EIO;
 }
 
-static int set_breakpoint(int vcpu_fd, uint64_t address)
-{
-    struct kvm_guest_debug debug = {0};
-
-    if (address) {
-        debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-        debug.arch.debugreg[0] = address;
-        debug.arch.debugreg[7] = DR7_EXECUTE_0;
-    }
-    return ioctl(vcpu_fd, KVM_SET_GUEST_DEBUG, &debug) < 0 ? fail("KVM_SET_GUEST_DEBUG") : 0;
-}
-
-/* The page-fault gate's target; 0 when there is none yet. */
-static uint64_t find_handler(struct x86_emu *emu)
+uint64_t x86_gate_target(struct x86_emu *emu, unsigned vector)
 {
     uint64_t gate[2];
 
-    if (!(emu->sregs.efer & X86_EFER_LMA) || emu->sregs.idt.limit < X86_VECTOR_PF * 16 + 15 ||
-        x86_emu_read(emu, emu->sregs.idt.base + X86_VECTOR_PF * 16, gate, sizeof(gate),
+    if (!(emu->sregs.efer & X86_EFER_LMA) || emu->sregs.idt.limit < vector * 16 + 15 ||
+        x86_emu_read(emu, emu->sregs.idt.base + vector * 16, gate, sizeof(gate),
                      X86_READ | X86_SYSTEM) != X86_EMU_DONE ||
         !(gate[0] & GATE_PRESENT))
         return 0;
     return (gate[0] & 0xFFFF) | (gate[0] >> 32 & 0xFFFF0000) | gate[1] << 32;
 }
 
-/* Moves the breakpoint to where it must be. emu->sregs are loaded. */
-static int arm(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
+void x86_syscall_follow(struct x86_syscall *s, struct x86_emu *emu)
 {
-    uint64_t handler = s->lstar ? find_handler(emu) : 0;
-    int err;
-
-    if (handler == s->handler && !s->stepping)
-        return 0;
-    err = set_breakpoint(vcpu_fd, handler);
-    if (err)
-        return err;
-    s->handler = handler;
-    s->stepping = false;
-    return 0;
+    s->handler = s->lstar ? x86_gate_target(emu, X86_VECTOR_PF) : 0;
 }
 
 int x86_syscall_refresh(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
@@ -119,12 +94,8 @@ int x86_syscall_refresh(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
         x86_msr_read(vcpu_fd, MSR_LSTAR, &s->lstar) < 0 ||
         x86_msr_read(vcpu_fd, MSR_SFMASK, &s->sfmask) < 0)
         return fail("cannot read SYSCALL's MSRs");
-    return arm(s, vcpu_fd, emu);
-}
-
-int x86_syscall_follow(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
-{
-    return s->stepping ? 0 : arm(s, vcpu_fd, emu);
+    x86_syscall_follow(s, emu);
+    return 0;
 }
 
 int x86_syscall_msr_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu,
@@ -188,26 +159,4 @@ bool x86_syscall_repair(const struct x86_syscall *s, struct x86_emu *emu)
     emu->sregs.ss = flat((uint16_t)(selector + 8), DATA);
     emu->sregs_changed = true;
     return true;
-}
-
-/* ---- the breakpoint ---- */
-
-int x86_syscall_debug_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu)
-{
-    if (s->stepping) {
-        int err = arm(s, vcpu_fd, emu);
-
-        return err ? err : X86_SYSCALL_STEPPED;
-    }
-    return x86_syscall_repair(s, emu) ? X86_SYSCALL_ENTERED : X86_SYSCALL_OTHER;
-}
-
-int x86_syscall_step(struct x86_syscall *s, int vcpu_fd)
-{
-    struct kvm_guest_debug debug = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP};
-
-    if (ioctl(vcpu_fd, KVM_SET_GUEST_DEBUG, &debug) < 0)
-        return fail("KVM_SET_GUEST_DEBUG");
-    s->stepping = true;
-    return 0;
 }

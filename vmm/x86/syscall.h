@@ -18,8 +18,7 @@ struct x86_emu;
 
 struct x86_syscall {
     uint64_t star, lstar, sfmask;
-    uint64_t handler; /* where the breakpoint is; 0: there is none */
-    bool stepping;    /* over the handler's first instruction, the breakpoint off */
+    uint64_t handler; /* of page faults, where the breakpoint is to be; 0: there is none yet */
 };
 
 /* One MSR of a vCPU. 0, or -EIO when KVM does not have it, or does not take the value. */
@@ -31,7 +30,7 @@ int x86_msr_write(int vcpu_fd, uint32_t index, uint64_t value);
 #define X86_SYSCALL_N_MSRS 4u
 #define X86_SYSCALL_ALLOWED 0x4u /* a bit for each from X86_SYSCALL_MSRS on */
 
-/* The MSRs as they are now, and the breakpoint accordingly; emu's registers are loaded. 0 or a
+/* The MSRs as they are now, and the handler; emu's registers are loaded. 0 or a
  * negative errno, logged. */
 int x86_syscall_refresh(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu);
 
@@ -45,18 +44,10 @@ int x86_syscall_msr_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu
  */
 bool x86_syscall_repair(const struct x86_syscall *s, struct x86_emu *emu);
 
-/* Follows the guest's page-fault handler, should it have moved. emu's registers are loaded. */
-int x86_syscall_follow(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu);
+/* Where the guest's gate for an exception leads; 0 when there is none yet. emu's registers are loaded. */
+uint64_t x86_gate_target(struct x86_emu *emu, unsigned vector);
 
-/* KVM_EXIT_DEBUG, emu's registers loaded: one of these, or a negative errno, logged. */
-enum x86_syscall_exit {
-    X86_SYSCALL_ENTERED, /* the registers in emu are those of the entry */
-    X86_SYSCALL_STEPPED, /* the step has been done */
-    X86_SYSCALL_OTHER,   /* the guest's own fault, at its handler */
-};
-int x86_syscall_debug_exit(struct x86_syscall *s, int vcpu_fd, struct x86_emu *emu);
-
-/* Lets KVM do the handler's first instruction. 0 or a negative errno, logged. */
-int x86_syscall_step(struct x86_syscall *s, int vcpu_fd);
+/* Finds the guest's page-fault handler, should it have moved. emu's registers are loaded. */
+void x86_syscall_follow(struct x86_syscall *s, struct x86_emu *emu);
 
 #endif

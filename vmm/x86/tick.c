@@ -41,6 +41,11 @@ uint64_t x86_tick_space(struct x86_tick *tick, uint64_t wanted, uint64_t now)
     return tick->due;
 }
 
+int x86_tick_set(struct x86_tick *tick, int vcpu_fd, uint64_t wanted, uint64_t now)
+{
+    return x86_msr_write(vcpu_fd, X86_MSR_TSC_DEADLINE, x86_tick_space(tick, wanted, now));
+}
+
 int x86_tick_msr_exit(struct x86_tick *tick, int vcpu_fd, struct kvm_run *run)
 {
     uint64_t deadline = run->msr.data, now;

@@ -28,6 +28,9 @@ void x86_tick_init(struct x86_tick *tick, uint32_t khz);
  */
 uint64_t x86_tick_space(struct x86_tick *tick, uint64_t wanted, uint64_t now);
 
+/* Sets the deadline that a guest wants at `now`. 0, or -EIO. */
+int x86_tick_set(struct x86_tick *tick, int vcpu_fd, uint64_t wanted, uint64_t now);
+
 /* KVM_EXIT_X86_WRMSR for X86_MSR_TSC_DEADLINE. 0: a failure is the guest's #GP. */
 int x86_tick_msr_exit(struct x86_tick *tick, int vcpu_fd, struct kvm_run *run);
 

@@ -19,6 +19,7 @@
 #include "vmm/util/log.h"
 #include "vmm/vcpu.h"
 #include "vmm/x86/assist.h"
+#include "vmm/x86/tables.h"
 #include "vmm/x86/vcpu_state.h"
 #include "vmm/x86/x86.h"
 
@@ -91,7 +92,7 @@ static void set_optional_msr(int vcpu_fd, uint32_t index, uint64_t value)
 }
 
 int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned index,
-                     unsigned count, struct guest_memory *assist)
+                     unsigned count, const struct arch_assist *assist)
 {
     struct arch_vcpu *acpu;
     int err = set_cpuid(kvm_fd, vcpu_fd, index, count, assist != NULL);
@@ -108,7 +109,11 @@ int arch_vcpu_create(struct arch_vcpu **out, int kvm_fd, int vcpu_fd, unsigned i
     set_optional_msr(vcpu_fd, MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK);
     err = x86_vcpu_state_read(kvm_fd, vcpu_fd, &acpu->power_on);
     if (!err && assist)
-        err = x86_assist_create(&acpu->assist, vcpu_fd, assist);
+        err = x86_assist_create(
+            &acpu->assist, &(struct x86_assist_config){.vcpu_fd = vcpu_fd, .index = index,
+                                                       .mem = assist->mem,
+                                                       .tables = assist->tables,
+                                                       .run = assist->run});
     if (err) {
         arch_vcpu_destroy(acpu);
         return err;
@@ -199,6 +204,8 @@ static int load_cpuid(struct arch_vcpu *acpu, struct state_reader *in)
         err = x86_cpuid_add_hidden(acpu->kvm_fd, here);
     if (!err)
         err = x86_cpuid_check(saved, here);
+    if (!err && acpu->assist && x86_cpuid_flushes(saved))
+        x86_assist_leave_to_kvm(acpu->assist);
     if (!err && ioctl(acpu->fd, KVM_SET_CPUID2, &saved->head) < 0)
         err = fail("set", "CPUID");
     free(here);
@@ -409,7 +416,22 @@ int arch_vcpu_exit(struct arch_vcpu *acpu, struct vcpu *vcpu, struct kvm_run *ru
     return acpu->assist ? x86_assist_exit(acpu->assist, run) : -ENOSYS;
 }
 
-int arch_vm_assist(int kvm_fd, int vm_fd)
+int arch_vcpu_enter(struct arch_vcpu *acpu)
 {
-    return x86_assist_prepare(kvm_fd, vm_fd);
+    return acpu->assist ? x86_assist_enter(acpu->assist) : 0;
+}
+
+int arch_vcpu_park(struct arch_vcpu *acpu)
+{
+    return acpu->assist ? x86_assist_park(acpu->assist) : 0;
+}
+
+int arch_vm_assist(struct x86_tables **out, int kvm_fd, int vm_fd, struct guest_memory *mem)
+{
+    return x86_assist_prepare(out, kvm_fd, vm_fd, mem);
+}
+
+void arch_vm_assist_end(struct x86_tables *tables)
+{
+    x86_tables_destroy(tables);
 }

@@ -23,7 +23,7 @@ struct x86_topology {
     unsigned count; /* cores in the one package; a thread each */
     uint32_t tsc_khz; /* 0: unknown */
     bool tsc_deadline;
-    bool emulated; /* kernel code is */
+    bool emulated; /* kernel code is, by KVM or by Ferry */
 };
 
 /*
@@ -35,9 +35,12 @@ int x86_cpuid_supported(int kvm_fd, struct x86_cpuid *cpuid);
 /* -E2BIG when KVM fills so many entries that the leaves added have no room; logged. */
 int x86_cpuid_set_topology(struct x86_cpuid *cpuid, const struct x86_topology *topology);
 
-/* A guest that is told of the hypercalls which `emulated` hides, by an older Ferry, keeps them: adds to `here`
- * those that this host's KVM has. 0 or a negative errno. */
+/*
+ * A guest that is told of the hypercalls which `emulated` hides, by an older Ferry, keeps them: adds to `here`
+ * those that this host's KVM has. x86_cpuid_flushes(): the guest leaves it to KVM to drop translations.
+ */
 int x86_cpuid_add_hidden(int kvm_fd, struct x86_cpuid *here);
+bool x86_cpuid_flushes(struct x86_cpuid *saved);
 
 extern const struct state_desc x86_cpuid_desc;
 

@@ -1,0 +1,156 @@
+/*
+ * The instructions that the interpreter carries out: what tells each in its bytes, and the function.
+ * The first row that fits is taken. Text: Intel SDM volume 2, appendix A.
+ */
+#include "vmm/x86/interpret_internal.h"
+
+#define M X86_FORM_MODRM
+#define MEM (X86_FORM_MODRM | X86_FORM_MEM)
+#define REG (X86_FORM_MODRM | X86_FORM_REG)
+#define LOW3 X86_FORM_LOW3
+#define LOCK X86_FORM_LOCK
+#define ANY X86_ANY
+
+/* clang-format off */
+#define ROW(name, map, opcode, pp, form, reg, rm, imm, detail, function) \
+    {(name), x86_in_##function, X86_MAP_##map, (opcode), X86_PP_##pp, (form), (reg), (rm), (imm), (detail)}
+/* Of one byte, and of the operand's size. */
+#define BOTH(name, map, opcode, form, reg, imm, imm_z, function) \
+    ROW(name, map, opcode, ANY, form, reg, ANY, imm, 1, function), \
+    ROW(name, map, (opcode) + 1, ANY, form, reg, ANY, imm_z, 0, function)
+#define ALU(name, opcode, lock) \
+    BOTH(name, ONE, (opcode), M | (lock), ANY, 0, 0, alu), \
+    BOTH(name, ONE, (opcode) + 2, M, ANY, 0, 0, alu), \
+    BOTH(name, ONE, (opcode) + 4, 0, ANY, 1, X86_IMM_Z, alu)
+
+const struct x86_op x86_interpreted[] = {
+    /*  name           map  opcode pp  form reg rm imm detail function; those met most often first */
+    ROW("mov",         ONE, 0x8B, ANY, M,    ANY, ANY, 0, 0, mov),
+    ROW("mov",         ONE, 0x89, ANY, M,    ANY, ANY, 0, 0, mov),
+    ROW("jcc",         ONE, 0x70, ANY, LOW3, ANY, ANY, 1, 0, jcc),
+    ROW("jcc",         ONE, 0x78, ANY, LOW3, ANY, ANY, 1, 0, jcc),
+    ROW("push",        ONE, 0x50, ANY, LOW3, ANY, ANY, 0, 0, push),
+    ROW("pop",         ONE, 0x58, ANY, LOW3, ANY, ANY, 0, 0, pop),
+    ROW("lea",         ONE, 0x8D, ANY, MEM,  ANY, ANY, 0, 0, lea),
+    ROW("call",        ONE, 0xE8, ANY, 0,    ANY, ANY, 4, 0, call),
+    ROW("jmp",         ONE, 0xE9, ANY, 0,    ANY, ANY, 4, 0, jmp),
+    ROW("jmp",         ONE, 0xEB, ANY, 0,    ANY, ANY, 1, 0, jmp),
+    ROW("ret",         ONE, 0xC2, ANY, 0,    ANY, ANY, 2, 0, ret),
+    ROW("ret",         ONE, 0xC3, ANY, 0,    ANY, ANY, 0, 0, ret),
+    BOTH("test",       ONE, 0x84, M,   ANY, 0, 0, test),
+    ALU("add",  0x00, LOCK),
+    ALU("or",   0x08, LOCK),
+    ALU("adc",  0x10, LOCK),
+    ALU("sbb",  0x18, LOCK),
+    ALU("and",  0x20, LOCK),
+    ALU("sub",  0x28, LOCK),
+    ALU("xor",  0x30, LOCK),
+    ALU("cmp",  0x38, 0),
+    BOTH("cmp",        ONE, 0x80, M, 7, 1, X86_IMM_Z, group1),
+    ROW("cmp",         ONE, 0x83, ANY, M,    7,   ANY, 1, 0, group1),
+    BOTH("group 1",    ONE, 0x80, M | LOCK, ANY, 1, X86_IMM_Z, group1),
+    ROW("group 1",     ONE, 0x83, ANY, M | LOCK, ANY, ANY, 1, 0, group1),
+    BOTH("mov",        ONE, 0xC6, M, 0, 1, X86_IMM_Z, mov_imm),
+    BOTH("shift",      ONE, 0xC0, M, ANY, 1, 1, shift),
+    BOTH("shift",      ONE, 0xD0, M, ANY, 0, 0, shift),
+    BOTH("shift",      ONE, 0xD2, M, ANY, 0, 0, shift),
+    BOTH("test",       ONE, 0xF6, M, 0, 1, X86_IMM_Z, test),
+    BOTH("not",        ONE, 0xF6, M | LOCK, 2, 0, 0, group3),
+    BOTH("neg",        ONE, 0xF6, M, 3, 0, 0, group3),
+    BOTH("mul",        ONE, 0xF6, M, 4, 0, 0, group3),
+    BOTH("imul",       ONE, 0xF6, M, 5, 0, 0, group3),
+    BOTH("div",        ONE, 0xF6, M, 6, 0, 0, group3),
+    BOTH("idiv",       ONE, 0xF6, M, 7, 0, 0, group3),
+    BOTH("inc",        ONE, 0xFE, M | LOCK, 0, 0, 0, incdec),
+    BOTH("dec",        ONE, 0xFE, M | LOCK, 1, 0, 0, incdec),
+    ROW("call",        ONE, 0xFF, ANY, M,    2,   ANY, 0, 0, call_rm),
+    ROW("jmp",         ONE, 0xFF, ANY, M,    4,   ANY, 0, 0, jmp_rm),
+    ROW("push",        ONE, 0xFF, ANY, M,    6,   ANY, 0, 0, push_rm),
+    ROW("mov",         ONE, 0x88, ANY, M,    ANY, ANY, 0, 1, mov),
+    ROW("mov",         ONE, 0x8A, ANY, M,    ANY, ANY, 0, 1, mov),
+    ROW("mov",         ONE, 0xB8, ANY, LOW3, ANY, ANY, X86_IMM_V, 0, mov_wide),
+    ROW("mov",         ONE, 0xB0, ANY, LOW3, ANY, ANY, 1, 1, mov_wide),
+    ROW("movsxd",      ONE, 0x63, ANY, M,    ANY, ANY, 0, 4, movx),
+    ROW("push",        ONE, 0x68, ANY, 0,    ANY, ANY, X86_IMM_Z, 0, push_imm),
+    ROW("push",        ONE, 0x6A, ANY, 0,    ANY, ANY, 1, 0, push_imm),
+    ROW("imul",        ONE, 0x69, ANY, M,    ANY, ANY, X86_IMM_Z, 0, imul),
+    ROW("imul",        ONE, 0x6B, ANY, M,    ANY, ANY, 1, 0, imul),
+    BOTH("xchg",       ONE, 0x86, M | LOCK, ANY, 0, 0, xchg),
+    ROW("pop",         ONE, 0x8F, ANY, M,    0,   ANY, 0, 0, pop_rm),
+    ROW("mov",         ONE, 0x8C, ANY, M,    ANY, ANY, 0, 0, from_segment),
+    ROW("pause",       ONE, 0x90, F3,  0,    ANY, ANY, 0, 0, nop),
+    ROW("xchg",        ONE, 0x90, ANY, LOW3, ANY, ANY, 0, 0, xchg_rax),
+    ROW("cbw",         ONE, 0x98, ANY, 0,    ANY, ANY, 0, 0, extend),
+    ROW("cwd",         ONE, 0x99, ANY, 0,    ANY, ANY, 0, 0, extend),
+    ROW("pushf",       ONE, 0x9C, ANY, 0,    ANY, ANY, 0, 0, pushf),
+    ROW("popf",        ONE, 0x9D, ANY, 0,    ANY, ANY, 0, 0, popf),
+    BOTH("movs",       ONE, 0xA4, 0, ANY, 0, 0, string),
+    BOTH("cmps",       ONE, 0xA6, 0, ANY, 0, 0, string),
+    BOTH("test",       ONE, 0xA8, 0, ANY, 1, X86_IMM_Z, test),
+    BOTH("stos",       ONE, 0xAA, 0, ANY, 0, 0, string),
+    BOTH("lods",       ONE, 0xAC, 0, ANY, 0, 0, string),
+    BOTH("scas",       ONE, 0xAE, 0, ANY, 0, 0, string),
+    ROW("leave",       ONE, 0xC9, ANY, 0,    ANY, ANY, 0, 0, leave),
+    ROW("iret",        ONE, 0xCF, ANY, 0,    ANY, ANY, 0, 0, iret),
+    ROW("jrcxz",       ONE, 0xE3, ANY, 0,    ANY, ANY, 1, 0, jrcxz),
+    ROW("hlt",         ONE, 0xF4, ANY, 0,    ANY, ANY, 0, 0, hlt),
+    ROW("cmc",         ONE, 0xF5, ANY, 0,    ANY, ANY, 0, 0, flags),
+    ROW("clc",         ONE, 0xF8, ANY, 0,    ANY, ANY, 0, 0, flags),
+    ROW("stc",         ONE, 0xF9, ANY, 0,    ANY, ANY, 0, 0, flags),
+    ROW("cli",         ONE, 0xFA, ANY, 0,    ANY, ANY, 0, 0, cli),
+    ROW("sti",         ONE, 0xFB, ANY, 0,    ANY, ANY, 0, 0, sti),
+    ROW("cld",         ONE, 0xFC, ANY, 0,    ANY, ANY, 0, 0, flags),
+    ROW("std",         ONE, 0xFD, ANY, 0,    ANY, ANY, 0, 0, flags),
+
+    ROW("jcc",         0F,  0x80, ANY, LOW3, ANY, ANY, 4, 0, jcc),
+    ROW("jcc",         0F,  0x88, ANY, LOW3, ANY, ANY, 4, 0, jcc),
+    ROW("movzx",       0F,  0xB6, ANY, M,    ANY, ANY, 0, 1, movx),
+    ROW("movzx",       0F,  0xB7, ANY, M,    ANY, ANY, 0, 2, movx),
+    ROW("movsx",       0F,  0xBE, ANY, M,    ANY, ANY, 0, 1, movx),
+    ROW("movsx",       0F,  0xBF, ANY, M,    ANY, ANY, 0, 2, movx),
+    ROW("cmovcc",      0F,  0x40, ANY, M | LOW3, ANY, ANY, 0, 0, cmov),
+    ROW("cmovcc",      0F,  0x48, ANY, M | LOW3, ANY, ANY, 0, 0, cmov),
+    ROW("setcc",       0F,  0x90, ANY, M | LOW3, ANY, ANY, 0, 1, setcc),
+    ROW("setcc",       0F,  0x98, ANY, M | LOW3, ANY, ANY, 0, 1, setcc),
+    ROW("clac",        0F,  0x01, NONE, REG, 1,   2,   0, 0, ac),
+    ROW("stac",        0F,  0x01, NONE, REG, 1,   3,   0, 1, ac),
+    ROW("swapgs",      0F,  0x01, NONE, REG, 7,   0,   0, 0, swapgs),
+    ROW("invlpg",      0F,  0x01, ANY, MEM,  7,   ANY, 0, 0, invlpg),
+    ROW("sysret",      0F,  0x07, ANY, 0,    ANY, ANY, 0, 0, sysret),
+    ROW("prefetchw",   0F,  0x0D, ANY, MEM,  ANY, ANY, 0, 0, nop),
+    ROW("prefetch",    0F,  0x18, ANY, MEM,  ANY, ANY, 0, 0, nop),
+    ROW("endbr",       0F,  0x1E, F3,  REG,  7,   ANY, 0, 0, nop),
+    ROW("nop",         0F,  0x1F, ANY, M,    0,   ANY, 0, 0, nop),
+    ROW("mov",         0F,  0x20, ANY, REG,  ANY, ANY, 0, 0, from_cr),
+    ROW("mov",         0F,  0x22, ANY, REG,  ANY, ANY, 0, 0, to_cr),
+    ROW("wrmsr",       0F,  0x30, ANY, 0,    ANY, ANY, 0, 0, wrmsr),
+    ROW("rdtsc",       0F,  0x31, ANY, 0,    ANY, ANY, 0, 0, rdtsc),
+    ROW("rdmsr",       0F,  0x32, ANY, 0,    ANY, ANY, 0, 0, rdmsr),
+    ROW("bt",          0F,  0xA3, ANY, M,    ANY, ANY, 0, 0, bit),
+    ROW("bts",         0F,  0xAB, ANY, M | LOCK, ANY, ANY, 0, 0, bit),
+    ROW("btr",         0F,  0xB3, ANY, M | LOCK, ANY, ANY, 0, 0, bit),
+    ROW("btc",         0F,  0xBB, ANY, M | LOCK, ANY, ANY, 0, 0, bit),
+    ROW("bt",          0F,  0xBA, ANY, M,    4,   ANY, 1, 0, bit),
+    ROW("bts",         0F,  0xBA, ANY, M | LOCK, 5, ANY, 1, 0, bit),
+    ROW("btr",         0F,  0xBA, ANY, M | LOCK, 6, ANY, 1, 0, bit),
+    ROW("btc",         0F,  0xBA, ANY, M | LOCK, 7, ANY, 1, 0, bit),
+    ROW("shld",        0F,  0xA4, ANY, M,    ANY, ANY, 1, 0, double_shift),
+    ROW("shld",        0F,  0xA5, ANY, M,    ANY, ANY, 0, 0, double_shift),
+    ROW("shrd",        0F,  0xAC, ANY, M,    ANY, ANY, 1, 0, double_shift),
+    ROW("shrd",        0F,  0xAD, ANY, M,    ANY, ANY, 0, 0, double_shift),
+    ROW("lfence",      0F,  0xAE, NONE, REG, 5,   ANY, 0, 0, nop),
+    ROW("mfence",      0F,  0xAE, NONE, REG, 6,   ANY, 0, 0, fence),
+    ROW("sfence",      0F,  0xAE, NONE, REG, 7,   ANY, 0, 0, fence),
+    ROW("imul",        0F,  0xAF, ANY, M,    ANY, ANY, 0, 0, imul),
+    BOTH("cmpxchg",    0F,  0xB0, M | LOCK, ANY, 0, 0, cmpxchg),
+    ROW("bsf",         0F,  0xBC, NONE, M,   ANY, ANY, 0, 0, scan),
+    ROW("bsf",         0F,  0xBC, 66,  M,    ANY, ANY, 0, 0, scan),
+    ROW("bsr",         0F,  0xBD, NONE, M,   ANY, ANY, 0, 0, scan),
+    ROW("bsr",         0F,  0xBD, 66,  M,    ANY, ANY, 0, 0, scan),
+    BOTH("xadd",       0F,  0xC0, M | LOCK, ANY, 0, 0, xadd),
+    ROW("movnti",      0F,  0xC3, NONE, MEM, ANY, ANY, 0, 0, movnti),
+    ROW("cmpxchg8b",   0F,  0xC7, NONE, MEM | LOCK | X86_FORM_W0, 1, ANY, 0, 0, cmpxchg8b),
+    ROW("bswap",       0F,  0xC8, ANY, LOW3, ANY, ANY, 0, 0, bswap),
+    {0},
+};
+/* clang-format on */
