@@ -75,7 +75,8 @@ void control_sweep(const char *name);
 
 /* Removes the socket, so that its name is free; who is connected stays so. NULL is fine. */
 void control_hide(struct control *control);
-/* Lets answers leave, removes the socket, ends connections; runs the loop to end what is in flight. NULL is fine. */
+/* Lets answers leave, removes the socket, ends connections; runs the loop to end what is in flight.
+ * NULL is fine. */
 void control_destroy(struct control *control);
 
 #endif

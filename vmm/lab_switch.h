@@ -34,7 +34,8 @@ struct switch_options {
 /*
  * Reads "NAME,uplink=MODE,KEY=VALUE,...", of the uplink's keys and of its port's, and the file that
  * rules= names: a rule a line; empty lines and those that begin with '#' say nothing. Errors, logged by
- * the places in the list or the file: -EINVAL, -ENOMEM, -ENOSPC, those of reading. The struct is to be ended also after an error.
+ * the places in the list or the file: -EINVAL, -ENOMEM, -ENOSPC, those of reading. The struct is to be
+ * ended also after an error.
  */
 int switch_options_read(struct switch_options *options, const struct option_list *list);
 /* Adds a rule, or a mirror, in the notation of net/rule.h and net/switch.h. -EINVAL, -ENOMEM, logged. */

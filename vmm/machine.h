@@ -28,8 +28,9 @@ enum machine_outcome {
 
 /*
  * Builds the machine in a process and loads the kernel; nothing runs yet. config is borrowed for the
- * machine's life, and so is the process. Errors, logged: -EOPNOTSUPP when the host cannot run guests (no KVM, no right to it, a
- * capability or io_uring is missing); any other is about the options or the files they name.
+ * machine's life, and so is the process. Errors, logged: -EOPNOTSUPP when the host cannot run guests (no
+ * KVM, no right to it, a capability or io_uring is missing); any other is about the options or the files
+ * they name.
  */
 int machine_create(struct machine **out, struct process *process,
                    const struct machine_config *config);

@@ -32,7 +32,8 @@ unsigned kvm_max_vcpus(int kvm_fd);
 
 /*
  * A VM with interrupt controller and the memory registered; no vCPUs. mem is borrowed for the VM's
- * life. With `assist`, its vCPUs may be created with help where KVM leaves things undone. Logged errors: those of kvm_open(), -ENOTSUP (a capability is missing, named), of KVM.
+ * life. With `assist`, its vCPUs may be created with help where KVM leaves things undone. Logged errors:
+ * those of kvm_open(), -ENOTSUP (a capability is missing, named), of KVM.
  */
 int vm_create(struct vm **out, struct guest_memory *mem, bool assist);
 /*

@@ -133,9 +133,10 @@ static int step_from_nowhere(struct x86_assist *assist, const struct kvm_guest_d
 }
 
 /*
- * What is stepped, KVM emulates, and it ends a step without TF. But it sets TF in the guest's flags where they
- * stand at the RIP that it had when it was told to step, and an interrupt that comes first takes them to the
- * guest's stack: IRET would then lead to a #DB. So no step is entered at that RIP, but by one that waits for INIT or SIPI.
+ * What is stepped, KVM emulates, and it ends a step without TF. But it sets TF in the guest's flags where
+ * they stand at the RIP that it had when it was told to step, and an interrupt that comes first takes them
+ * to the guest's stack: IRET would then lead to a #DB. So no step is entered at that RIP, but by one that
+ * waits for INIT or SIPI.
  */
 static int set_steps(struct x86_assist *assist)
 {
@@ -283,7 +284,8 @@ static bool stepped_elsewhere(const struct x86_assist *assist)
            assist->in->emu.regs.rip - assist->left_at > X86_INSN_MAX;
 }
 
-/* Whether what lies before RIP ends as one of the system's instructions may, of two or three bytes from 0F on. */
+/* Whether what lies before RIP ends as one of the system's instructions may: of two or three bytes from
+ * 0F on. */
 static bool is_behind_system(struct x86_emu *emu)
 {
     uint8_t last[3];
@@ -388,8 +390,9 @@ static bool may_be_halted(struct x86_assist *assist)
 }
 
 /*
- * Takes the state from KVM itself: the run structure has none yet, or the question what the vCPU does has let in an
- * INIT or a SIPI, which KVM takes at that moment. Registers that KVM has still to take stay as they are.
+ * Takes the state from KVM itself: the run structure has none yet, or the question what the vCPU does has
+ * let in an INIT or a SIPI, which KVM takes at that moment. Registers that KVM has still to take stay as
+ * they are.
  */
 static int look_anew(struct x86_assist *assist)
 {
