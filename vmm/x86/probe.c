@@ -45,10 +45,11 @@
 static const uint8_t code[] = {0xFF, 0xC9, 0x75, 0xFC, 0xF4};
 #define INSTRUCTIONS_A_TURN 2
 
-/* To tell an emulator, and then, once it is known that there is none, to tell the speed. */
+/* To tell an emulator, and then, once it is known that there is none, to tell the speed. What a busy host does
+ * meanwhile only adds to a time: so one quick round of MANY_TURNS, an exit included, tells a processor. */
 #define FEW_TURNS 1u
-#define MANY_TURNS 151u
-#define ROUNDS 3
+#define MANY_TURNS 8001u
+#define ROUNDS 8
 #define NATIVE_TURNS 100001u
 /*
  * Emulators seen take some 500 ns an instruction, processors less than 1, and a processor that is
@@ -268,20 +269,21 @@ int kvm_probe_measure(int kvm_fd, struct kvm_traits *out)
     struct probe_vm vm = {
         .vm_fd = -1, .vcpu_fd = -1, .memory = MAP_FAILED, .run = MAP_FAILED};
     uint64_t few_ns = UINT64_MAX, many_ns = UINT64_MAX, native_ns = UINT64_MAX, ps = 0;
+    bool emulates = true;
     int error = create(&vm, kvm_fd);
 
-    for (unsigned i = 0; error == 0 && i < ROUNDS; i++) {
+    for (unsigned i = 0; error == 0 && emulates && i < ROUNDS; i++) {
         error = run_loop(&vm, FEW_TURNS, &few_ns);
         if (error == 0)
             error = run_loop(&vm, MANY_TURNS, &many_ns);
-        ps = picoseconds(few_ns, many_ns, MANY_TURNS);
+        emulates = picoseconds(0, many_ns, MANY_TURNS) >= EMULATED_FROM_PS;
     }
-    if (error == 0 && ps < EMULATED_FROM_PS) {
+    ps = picoseconds(few_ns, many_ns, MANY_TURNS);
+    if (error == 0 && !emulates) {
         error = run_loop(&vm, NATIVE_TURNS, &native_ns);
         ps = picoseconds(few_ns, native_ns, NATIVE_TURNS);
     }
-    *out = (struct kvm_traits){
-        .instruction_ps = (uint32_t)ps, .emulates_kernel = ps >= EMULATED_FROM_PS};
+    *out = (struct kvm_traits){.instruction_ps = (uint32_t)ps, .emulates_kernel = emulates};
     if (error == 0 && out->emulates_kernel)
         error = probe_gaps(&vm, out);
     destroy(&vm);
