@@ -116,7 +116,6 @@ static unsigned status_of(int error, const json_t *reply)
     case 0: return reply ? MHD_HTTP_OK : MHD_HTTP_NO_CONTENT;
     case -EINVAL: return MHD_HTTP_BAD_REQUEST;
     case -EALREADY: return MHD_HTTP_CONFLICT;
-    case -EOPNOTSUPP: return MHD_HTTP_NOT_IMPLEMENTED;
     default: return MHD_HTTP_INTERNAL_SERVER_ERROR;
     }
 }
@@ -185,6 +184,8 @@ static enum MHD_Result serve(struct control *c, struct MHD_Connection *connectio
     void *object = c->opaque;
     int err = 0;
 
+    if (table->absent)
+        return answer_error(c, connection, MHD_HTTP_NOT_IMPLEMENTED, table->absent);
     if (request->too_long)
         return answer_error(c, connection, MHD_HTTP_CONTENT_TOO_LARGE, "the body is too long");
     if (read_body(c, request, connection, &body) < 0)

@@ -22,10 +22,9 @@ struct control_route {
      * body: what the client sent, a JSON object, and beside it, as strings, what stands in the query
      * of the address (?guest=web); NULL when there is neither; borrowed. 0: the
      * answer is *reply (owned by the caller, status 200) or, left NULL, nothing (204). -EINVAL: the
-     * body is wrong (400); -EALREADY: the guest is in that state already (409); -EOPNOTSUPP:
-     * there is no such thing here (501); -EINPROGRESS: the answer comes later, by control_answer();
-     * others: 500. For an error *reply may be a JSON string
-     * that says why.
+     * body is wrong (400); -EALREADY: the guest is in that state already (409);
+     * -EINPROGRESS: the answer comes later, by control_answer(); others: 500. For an error *reply may
+     * be a JSON string that says why. NULL in a table of what is absent.
      */
     int (*handle)(void *object, const json_t *body, json_t **reply);
 };
@@ -38,6 +37,7 @@ struct control_table {
      * not said which, 400), with *reply a JSON string that says so. NULL: all are about `opaque`.
      */
     int (*pick)(void *opaque, const json_t *body, void **object, json_t **reply);
+    const char *absent; /* why there is nothing of the kind here: what every route answers (501); or NULL */
 };
 
 /* Names are what sockets and messages go by: letters, digits, '.', '_', '-', not '.' or '-' first. */

@@ -189,15 +189,16 @@ static void check_rules(json_t *report, const char *id, const struct net_options
 
     for (size_t i = 0; i < json_array_size(rules) && missing <= RULES_TOLD; i++) {
         const char *rule = json_string_value(json_array_get(rules, i));
+        bool known = rule && translate(rule, port, net->port.name, text, sizeof(text));
 
-        if (!rule || (translate(rule, port, net->port.name, text, sizeof(text)) &&
-                      json_object_get(here, text)))
+        if (known && json_object_get(here, text))
             continue;
         machine_mismatch(report, id,
-                         missing++ == RULES_TOLD
-                             ? json_string("more rules are missing here")
-                             : json_sprintf("its switch '%s' has a rule at the source that is not one here: "
-                                            "%s", net->switch_name, rule),
+                         missing++ == RULES_TOLD ? json_string("more rules are missing here")
+                         : !known ? json_sprintf("its switch '%s' has a rule at the source that this ferry "
+                                                 "cannot read", net->switch_name)
+                                  : json_sprintf("its switch '%s' has a rule at the source that is not one "
+                                                 "here: %s", net->switch_name, rule),
                          "give the rules to 'ferry receive': --switch NAME,rules=FILE; or take this one "
                          "away there, by 'ferry net NAME unrule'");
     }

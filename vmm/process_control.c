@@ -160,62 +160,33 @@ static const struct control_route process_routes[] = {
 
 /* ---- what clients of Cloud Hypervisor may ask for, and Ferry has not ---- */
 
-static int refuse(json_t **reply, const char *why)
-{
-    *reply = json_string(why);
-    return -EOPNOTSUPP;
-}
-
-static int have_none_made(void *opaque, const json_t *body, json_t **reply)
-{
-    (void)opaque;
-    (void)body;
-    return refuse(reply, "guests are made by 'ferry run', 'ferry up' and 'ferry restore'");
-}
-
-static int stay_as_started(void *opaque, const json_t *body, json_t **reply)
-{
-    (void)opaque;
-    (void)body;
-    return refuse(reply, "a guest keeps the CPUs, the memory and the devices that it was started with");
-}
-
-static int save_instead(void *opaque, const json_t *body, json_t **reply)
-{
-    (void)opaque;
-    (void)body;
-    return refuse(reply, "there are no core dumps; vm.snapshot writes a guest to a file");
-}
-
-static int break_instead(void *opaque, const json_t *body, json_t **reply)
-{
-    (void)opaque;
-    (void)body;
-    return refuse(reply, "there are no NMIs from outside; vm.send-break leads to Linux's SysRq keys");
-}
-
-static const struct control_route absent_routes[] = {
-    {"PUT", "/api/v1/vm.create", have_none_made},
-    {"PUT", "/api/v1/vm.boot", have_none_made},
-    {"PUT", "/api/v1/vm.restore", have_none_made},
-    {"PUT", "/api/v1/vm.resize", stay_as_started},
-    {"PUT", "/api/v1/vm.resize-disk", stay_as_started},
-    {"PUT", "/api/v1/vm.resize-zone", stay_as_started},
-    {"PUT", "/api/v1/vm.add-device", stay_as_started},
-    {"PUT", "/api/v1/vm.remove-device", stay_as_started},
-    {"PUT", "/api/v1/vm.add-disk", stay_as_started},
-    {"PUT", "/api/v1/vm.add-fs", stay_as_started},
-    {"PUT", "/api/v1/vm.add-generic-vhost-user", stay_as_started},
-    {"PUT", "/api/v1/vm.add-net", stay_as_started},
-    {"PUT", "/api/v1/vm.add-pmem", stay_as_started},
-    {"PUT", "/api/v1/vm.add-user-device", stay_as_started},
-    {"PUT", "/api/v1/vm.add-vdpa", stay_as_started},
-    {"PUT", "/api/v1/vm.add-vsock", stay_as_started},
-    {"GET", "/api/v1/vm.balloon-stats", stay_as_started},
-    {"PUT", "/api/v1/vm.coredump", save_instead},
-    {"PUT", "/api/v1/vm.nmi", break_instead},
+static const struct control_route making_routes[] = {
+    {"PUT", "/api/v1/vm.create", NULL},
+    {"PUT", "/api/v1/vm.boot", NULL},
+    {"PUT", "/api/v1/vm.restore", NULL},
     {0},
 };
+
+static const struct control_route changing_routes[] = {
+    {"PUT", "/api/v1/vm.resize", NULL},
+    {"PUT", "/api/v1/vm.resize-disk", NULL},
+    {"PUT", "/api/v1/vm.resize-zone", NULL},
+    {"PUT", "/api/v1/vm.add-device", NULL},
+    {"PUT", "/api/v1/vm.remove-device", NULL},
+    {"PUT", "/api/v1/vm.add-disk", NULL},
+    {"PUT", "/api/v1/vm.add-fs", NULL},
+    {"PUT", "/api/v1/vm.add-generic-vhost-user", NULL},
+    {"PUT", "/api/v1/vm.add-net", NULL},
+    {"PUT", "/api/v1/vm.add-pmem", NULL},
+    {"PUT", "/api/v1/vm.add-user-device", NULL},
+    {"PUT", "/api/v1/vm.add-vdpa", NULL},
+    {"PUT", "/api/v1/vm.add-vsock", NULL},
+    {"GET", "/api/v1/vm.balloon-stats", NULL},
+    {0},
+};
+
+static const struct control_route coredump_routes[] = {{"PUT", "/api/v1/vm.coredump", NULL}, {0}};
+static const struct control_route nmi_routes[] = {{"PUT", "/api/v1/vm.nmi", NULL}, {0}};
 
 /* ---- which guest is meant ---- */
 
@@ -245,13 +216,20 @@ static int pick_guest(void *opaque, const json_t *body, void **object, json_t **
 }
 
 const struct control_table process_tables[] = {
-    {process_routes, NULL},
-    {order_routes, pick_order},
-    {more_routes, pick_more},
-    {machine_routes, pick_guest},
-    {machine_migrate_routes, pick_guest},
-    {process_net_list_routes, NULL},
-    {process_net_routes, process_net_pick},
-    {absent_routes, NULL},
+    {.routes = process_routes},
+    {.routes = order_routes, .pick = pick_order},
+    {.routes = more_routes, .pick = pick_more},
+    {.routes = machine_routes, .pick = pick_guest},
+    {.routes = machine_migrate_routes, .pick = pick_guest},
+    {.routes = process_net_list_routes},
+    {.routes = process_net_routes, .pick = process_net_pick},
+    {.routes = making_routes,
+     .absent = "guests are made by 'ferry run', 'ferry up' and 'ferry restore'"},
+    {.routes = changing_routes,
+     .absent = "a guest keeps the CPUs, the memory and the devices that it was started with"},
+    {.routes = coredump_routes,
+     .absent = "there are no core dumps; vm.snapshot writes a guest to a file"},
+    {.routes = nmi_routes,
+     .absent = "there are no NMIs from outside; vm.send-break leads to Linux's SysRq keys"},
     {0},
 };

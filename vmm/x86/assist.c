@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <unistd.h>
 
 #include "vmm/arch.h"
 #include "vmm/util/log.h"
@@ -156,7 +155,7 @@ int x86_assist_create(struct x86_assist **out, const struct x86_assist_config *c
 
     if (!assist)
         return -ENOMEM;
-    assist->stats_fd = -1;
+    assist->count = (struct x86_count)X86_COUNT_NONE;
     assist->in = aligned_alloc(_Alignof(struct x86_interpreter), sizeof(*assist->in));
     if (!assist->in) {
         free(assist);
@@ -170,7 +169,7 @@ int x86_assist_create(struct x86_assist **out, const struct x86_assist_config *c
     assist->in->emu.mem = config->mem;
     assist->in->emu.ops = &emu_ops;
     assist->in->emu.opaque = assist;
-    if (config->tables && x86_assist_count_emulated(assist) == 0)
+    if (config->tables && x86_count_open(&assist->count, config->vcpu_fd) == 0)
         assist->tables = config->tables;
     assist->in->tables = assist->tables;
     assist->in->stop = &config->run->immediate_exit;
@@ -182,8 +181,7 @@ void x86_assist_destroy(struct x86_assist *assist)
 {
     if (!assist)
         return;
-    if (assist->stats_fd >= 0)
-        close(assist->stats_fd);
+    x86_count_close(&assist->count);
     free(assist->in);
     free(assist);
 }

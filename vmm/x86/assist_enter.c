@@ -12,14 +12,13 @@
  * disabled again: only KVM's emulator finds them there.
  *
  * The vCPU's thread, or the loop's while the vCPU is parked; no locks. Texts: the kernel's
- * Documentation/virt/kvm/api.rst: §4.87 KVM_SET_GUEST_DEBUG, §4.38 KVM_SET_MP_STATE, §4.131
- * KVM_GET_STATS_FD, §5 (kvm_valid_regs, kvm_dirty_regs); devices/vcpu.rst §5 (KVM_VCPU_TSC_CTRL).
+ * Documentation/virt/kvm/api.rst: §4.87 KVM_SET_GUEST_DEBUG, §4.38 KVM_SET_MP_STATE, §5
+ * (kvm_valid_regs, kvm_dirty_regs); devices/vcpu.rst §5 (KVM_VCPU_TSC_CTRL).
  * Intel SDM volume 3A §6.14 (gates), volume 3B §17.2 (debug registers).
  */
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <unistd.h>
 #include <x86intrin.h>
 
 #include "vmm/util/log.h"
@@ -45,44 +44,6 @@
 #define KVM_VCPU_TSC_CTRL 0
 #define KVM_VCPU_TSC_OFFSET 0
 #endif
-
-/* ---- what KVM counts ---- */
-
-int x86_assist_count_emulated(struct x86_assist *assist)
-{
-    static const char wanted[] = "insn_emulation";
-    struct kvm_stats_header head;
-    struct {
-        struct kvm_stats_desc desc;
-        char name[128];
-    } one;
-    int fd = ioctl(assist->fd, KVM_GET_STATS_FD, NULL);
-
-    if (fd < 0)
-        return -errno;
-    assist->stats_fd = fd;
-    if (pread(fd, &head, sizeof(head), 0) != sizeof(head) || head.name_size > sizeof(one.name))
-        return -EINVAL;
-    for (uint32_t i = 0; i < head.num_desc; i++) {
-        size_t size = sizeof(one.desc) + head.name_size;
-
-        if (pread(fd, &one, size, (off_t)(head.desc_offset + i * size)) != (ssize_t)size)
-            return -EINVAL;
-        if (strncmp(one.desc.name, wanted, sizeof(one.name)) == 0) {
-            assist->stats_at = head.data_offset + one.desc.offset;
-            return 0;
-        }
-    }
-    return -ENOENT;
-}
-
-static uint64_t emulated(const struct x86_assist *assist)
-{
-    uint64_t count = UINT64_MAX;
-
-    (void)!pread(assist->stats_fd, &count, sizeof(count), (off_t)assist->stats_at);
-    return count;
-}
 
 /* ---- how KVM is to stop ---- */
 
@@ -308,7 +269,7 @@ static void take_over(struct x86_assist *assist)
         x86_interpret_flush(in);
     if (assist->stepped_unseen || (stepped_elsewhere(assist) && is_behind_system(&in->emu)))
         forget(assist);
-    if (assist->ran_user && emulated(assist) != assist->emulated) {
+    if (assist->ran_user && x86_count_read(&assist->count) != assist->emulated) {
         assist->unwatched = true;
         forget(assist);
     }
@@ -476,7 +437,7 @@ static int enter_user(struct x86_assist *assist)
     x86_syscall_follow(&assist->syscall, &assist->in->emu);
     if (assist->in->emu.sregs.efer & X86_EFER_LMA)
         x86_tables_enter(assist->tables, assist->index, assist->in->emu.sregs.cr3);
-    assist->emulated = emulated(assist);
+    assist->emulated = x86_count_read(&assist->count);
     assist->ran_user = true;
     return err ? err : set_mode(assist, X86_ASSIST_BREAK);
 }

@@ -5,6 +5,7 @@
 #ifndef FERRY_X86_ASSIST_INTERNAL_H
 #define FERRY_X86_ASSIST_INTERNAL_H
 
+#include "vmm/x86/count.h"
 #include "vmm/x86/assist.h"
 #include "vmm/x86/interpret.h"
 #include "vmm/x86/syscall.h"
@@ -40,8 +41,7 @@ struct x86_assist {
     uint64_t left_at; /* RIP of the instruction that KVM is to step; 0: none */
     bool left_with_interrupts;
     uint64_t kernel_gs; /* as KVM has it, in->has_kernel_gs */
-    int stats_fd;       /* owns; -1: none */
-    uint64_t stats_at;  /* where in it KVM counts instructions that it emulates */
+    struct x86_count count; /* of what KVM emulates */
     uint64_t emulated;  /* before KVM was entered to run user code; ran_user */
     bool ran_user;
     bool stepped_unseen; /* one that the interpreter was not asked for */
@@ -60,8 +60,6 @@ int x86_assist_store(struct x86_assist *assist, bool stepped);
 uint64_t x86_assist_linear_rip(const struct x86_emu *emu, uint64_t rip); /* as KVM reckons it */
 /* For KVM_RUN: exceptions, interrupts and the shadow; what comes from other CPUs meanwhile stays. */
 void x86_assist_give_events(struct x86_assist *assist, const struct kvm_vcpu_events *events);
-/* Finds where KVM counts what it emulates of this vCPU; 0 or a negative errno, not logged. */
-int x86_assist_count_emulated(struct x86_assist *assist);
 int x86_assist_fail(const char *what); /* logs errno, and returns it negated */
 
 #endif

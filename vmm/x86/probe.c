@@ -2,10 +2,11 @@
  * The throw-away guest that tells whether this host's KVM emulates kernel code.
  *
  * One vCPU in 64-bit mode at CPL 0, without interrupts or devices, counts a register down and
- * halts. The same loop runs with few turns and with many; the difference is free of what entering
- * and leaving the guest costs. Each is timed several times and the quickest counts, for the host
- * may do something else meanwhile. Where KVM emulates, a few instructions more tell what its emulator
- * rejects, and whether SYSCALL from user code gets to the kernel.
+ * halts. KVM's count of the instructions that it emulates grows by all of them, or it does not. Where
+ * KVM does not count, time tells: the quickest of several rounds, for the host may do something else
+ * meanwhile. The loop runs with few turns and with many; the difference, what an instruction takes, is
+ * free of what entering and leaving the guest costs. Where KVM emulates, a few instructions more tell
+ * what its emulator rejects, and whether SYSCALL from user code gets to the kernel.
  *
  * Does not cache (vmm/probe.c). Any thread; no locks.
  * Texts: KVM's api.rst §4.35 (memory), §4.12 (registers); Intel SDM volume 3, §4.5 (page tables), §10.8.5
@@ -22,6 +23,8 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "vmm/x86/count.h"
 
 /* Guest memory: a page each for PML4, PDPT, PD (which maps the first 2 MiB) and the code. */
 #define PAGE_SIZE 4096u
@@ -45,8 +48,7 @@
 static const uint8_t code[] = {0xFF, 0xC9, 0x75, 0xFC, 0xF4};
 #define INSTRUCTIONS_A_TURN 2
 
-/* To tell an emulator, and then, once it is known that there is none, to tell the speed. What a busy host does
- * meanwhile only adds to a time: so one quick round of MANY_TURNS, an exit included, tells a processor. */
+/* To tell an emulator, and then, once it is known that there is none, to tell the speed. */
 #define FEW_TURNS 1u
 #define MANY_TURNS 8001u
 #define ROUNDS 8
@@ -264,20 +266,47 @@ static uint64_t picoseconds(uint64_t few_ns, uint64_t many_ns, uint64_t turns)
     return ps > UINT32_MAX ? UINT32_MAX : ps;
 }
 
+/* By time alone. What a busy host does meanwhile adds to it: one quick round tells a processor. */
+static int judge_by_time(struct probe_vm *vm, uint64_t *few_ns, uint64_t *many_ns, bool *emulates)
+{
+    int error = 0;
+
+    *emulates = true;
+    for (unsigned i = 0; error == 0 && *emulates && i < ROUNDS; i++) {
+        error = run_loop(vm, FEW_TURNS, few_ns);
+        if (error == 0)
+            error = run_loop(vm, MANY_TURNS, many_ns);
+        *emulates = picoseconds(0, *many_ns, MANY_TURNS) >= EMULATED_FROM_PS;
+    }
+    return error;
+}
+
+static int judge_by_count(struct probe_vm *vm, const struct x86_count *count, uint64_t *few_ns,
+                          uint64_t *many_ns, bool *emulates)
+{
+    uint64_t before;
+    int error = run_loop(vm, FEW_TURNS, few_ns);
+
+    before = x86_count_read(count);
+    if (error == 0)
+        error = run_loop(vm, MANY_TURNS, many_ns);
+    *emulates = x86_count_read(count) - before >= MANY_TURNS * INSTRUCTIONS_A_TURN;
+    return error;
+}
+
 int kvm_probe_measure(int kvm_fd, struct kvm_traits *out)
 {
     struct probe_vm vm = {
         .vm_fd = -1, .vcpu_fd = -1, .memory = MAP_FAILED, .run = MAP_FAILED};
-    uint64_t few_ns = UINT64_MAX, many_ns = UINT64_MAX, native_ns = UINT64_MAX, ps = 0;
-    bool emulates = true;
+    struct x86_count count = X86_COUNT_NONE;
+    uint64_t few_ns = UINT64_MAX, many_ns = UINT64_MAX, native_ns = UINT64_MAX, ps;
+    bool emulates = false;
     int error = create(&vm, kvm_fd);
 
-    for (unsigned i = 0; error == 0 && emulates && i < ROUNDS; i++) {
-        error = run_loop(&vm, FEW_TURNS, &few_ns);
-        if (error == 0)
-            error = run_loop(&vm, MANY_TURNS, &many_ns);
-        emulates = picoseconds(0, many_ns, MANY_TURNS) >= EMULATED_FROM_PS;
-    }
+    if (error == 0 && x86_count_open(&count, vm.vcpu_fd) == 0)
+        error = judge_by_count(&vm, &count, &few_ns, &many_ns, &emulates);
+    else if (error == 0)
+        error = judge_by_time(&vm, &few_ns, &many_ns, &emulates);
     ps = picoseconds(few_ns, many_ns, MANY_TURNS);
     if (error == 0 && !emulates) {
         error = run_loop(&vm, NATIVE_TURNS, &native_ns);
@@ -286,6 +315,7 @@ int kvm_probe_measure(int kvm_fd, struct kvm_traits *out)
     *out = (struct kvm_traits){.instruction_ps = (uint32_t)ps, .emulates_kernel = emulates};
     if (error == 0 && out->emulates_kernel)
         error = probe_gaps(&vm, out);
+    x86_count_close(&count);
     destroy(&vm);
     return error;
 }
