@@ -8,71 +8,21 @@
 #include <string.h>
 
 #include "tests/unit/emulated_cpu.h"
+#include "tests/unit/native_cpu.h"
+#include "tests/unit/xorshift.h"
 
 #define ROUNDS 64
 #define DATA_BYTES 1024
 #define ARITHMETIC 0x8D5ull /* OF SF ZF AF PF CF */
 #define XSAVE_BYTES 1024
 
-/* What the assembly below knows by offset. */
-struct native {
-    uint64_t gprs[16]; /* in kvm_regs' order */
-    uint64_t rflags;
-    void *xstate;
-};
-_Static_assert(offsetof(struct kvm_regs, r15) == 15 * 8, "struct native's order");
-
-void native_run(struct native *state, const void *code);
-extern char native_return[];
-
-/* Loads all but RSP, jumps to the code, which jumps back to native_return. */
-__asm__(".pushsection .text\n"
-        ".globl native_run, native_return\n"
-        "native_run:\n"
-        "  push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
-        "  mov %rdi, native_state(%rip); mov %rsi, native_code(%rip)\n"
-        "  mov 136(%rdi), %rcx; mov $7, %eax; xor %edx, %edx; xrstor64 (%rcx)\n"
-        "  push 128(%rdi); popfq\n"
-        "  mov 0(%rdi), %rax; mov 8(%rdi), %rbx; mov 16(%rdi), %rcx; mov 24(%rdi), %rdx\n"
-        "  mov 32(%rdi), %rsi; mov 56(%rdi), %rbp\n"
-        "  mov 64(%rdi), %r8; mov 72(%rdi), %r9; mov 80(%rdi), %r10; mov 88(%rdi), %r11\n"
-        "  mov 96(%rdi), %r12; mov 104(%rdi), %r13; mov 112(%rdi), %r14; mov 120(%rdi), %r15\n"
-        "  mov 40(%rdi), %rdi\n"
-        "  jmp *native_code(%rip)\n"
-        "native_return:\n"
-        "  mov %rdi, native_rdi(%rip); mov native_state(%rip), %rdi\n"
-        "  mov %rax, 0(%rdi); mov %rbx, 8(%rdi); mov %rcx, 16(%rdi); mov %rdx, 24(%rdi)\n"
-        "  mov %rsi, 32(%rdi); mov %rbp, 56(%rdi)\n"
-        "  mov %r8, 64(%rdi); mov %r9, 72(%rdi); mov %r10, 80(%rdi); mov %r11, 88(%rdi)\n"
-        "  mov %r12, 96(%rdi); mov %r13, 104(%rdi); mov %r14, 112(%rdi); mov %r15, 120(%rdi)\n"
-        "  pushfq; pop 128(%rdi)\n"
-        "  mov native_rdi(%rip), %rax; mov %rax, 40(%rdi)\n"
-        "  mov 136(%rdi), %rcx; mov $7, %eax; xor %edx, %edx; xsave64 (%rcx)\n"
-        "  cld; fninit\n"
-        "  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
-        "  ret\n"
-        ".popsection\n"
-        ".pushsection .bss\n"
-        "native_state: .skip 8\n"
-        "native_code: .skip 8\n"
-        "native_rdi: .skip 8\n"
-        ".popsection\n");
-
 static struct emulated_cpu cpu;
 static uint64_t seed;
-
-static uint64_t next_random(void)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed;
-}
 
 static void fill_random(void *to, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        ((uint8_t *)to)[i] = (uint8_t)next_random();
+        ((uint8_t *)to)[i] = (uint8_t)xorshift(&seed);
 }
 
 static void set_up(void)
@@ -82,7 +32,7 @@ static void set_up(void)
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX))
         cr_skip_test("this processor has no AVX, whose state these tests compare");
     emulated_cpu_init(&cpu);
-    seed = 0x9E3779B97F4A7C15;
+    seed = XORSHIFT_SEED;
 }
 
 static void tear_down(void)
@@ -108,7 +58,7 @@ static void prepare(unsigned round)
     r->rdi = CPU_BASE + CPU_DATA + (round & 1 ? 0 : 64);
     if (round % 4 == 1) /* small numbers, too */
         r->rcx &= 63, r->rsi &= 0xFF, r->rbx = 0;
-    r->rflags = 2 | (next_random() & ARITHMETIC);
+    r->rflags = 2 | (xorshift(&seed) & ARITHMETIC);
     fill_random(cpu.memory + CPU_DATA, DATA_BYTES);
     if (round % 3 == 0) /* a comparison that holds */
         memcpy((void *)r->rdi, &(uint64_t[]){r->rax, r->rdx}, 16);
@@ -118,25 +68,12 @@ static void prepare(unsigned round)
     fill_random(x + 160, 256);
     fill_random(x + 576, 256);
     if (round % 4 == 2) { /* counts of shifts, and elements that saturate */
-        memcpy(x + 160 + 10 * 16, &(uint64_t){next_random() & 63}, 8);
-        memcpy((void *)r->rdi, &(uint64_t){next_random() & 31}, 8);
+        memcpy(x + 160 + 10 * 16, &(uint64_t){xorshift(&seed) & 63}, 8);
+        memcpy((void *)r->rdi, &(uint64_t){xorshift(&seed) & 31}, 8);
     }
     memcpy(x, &fcw, 2);
     memcpy(x + 24, &mxcsr, 4);
     memcpy(x + 512, &bv, 8);
-}
-
-/* The instruction, then a jump back, in the user's pages. */
-static void run_native(const uint8_t *bytes, size_t n, struct native *state)
-{
-    static const uint8_t jump[] = {0xFF, 0x25, 0, 0, 0, 0}; /* to what stands behind it */
-    const char *back = native_return;
-    uint8_t *code = cpu.memory + CPU_CODE;
-
-    memcpy(code, bytes, n);
-    memcpy(code + n, jump, sizeof(jump));
-    memcpy(code + n + sizeof(jump), &back, sizeof(back));
-    native_run(state, code);
 }
 
 /* What differs by design: the pointers to the last x87 instruction, and software's bytes. */
@@ -149,7 +86,7 @@ static void clear_pointers(uint8_t *xstate)
 }
 
 struct outcome {
-    struct native state;
+    struct native_cpu state;
     _Alignas(64) uint8_t xstate[XSAVE_BYTES];
     uint8_t data[DATA_BYTES];
 };
@@ -196,7 +133,7 @@ static void round_of(const char *name, const uint8_t *bytes, size_t n, uint64_t 
     native.state.rflags = emu->regs.rflags;
     native.state.xstate = native.xstate;
     memcpy(native.xstate, cpu.xstate.bytes, XSAVE_BYTES);
-    run_native(bytes, n, &native.state);
+    native_cpu_run(&native.state, &cpu, bytes, n);
     take_outcome(&native, NULL);
 
     memcpy(cpu.memory + CPU_DATA, data, DATA_BYTES);
@@ -677,7 +614,7 @@ Test(emulate_native, xsave_is_the_processors)
 
     for (unsigned round = 0; round < 32; round++) {
         const unsigned form = round & 1;
-        struct native state = {0};
+        struct native_cpu state = {0};
         _Alignas(64) uint8_t xstate[XSAVE_BYTES];
 
         prepare(round);
@@ -690,7 +627,7 @@ Test(emulate_native, xsave_is_the_processors)
         state.rflags = 2;
         memcpy(xstate, cpu.xstate.bytes, sizeof(xstate));
         state.xstate = xstate;
-        run_native(forms[form].bytes, 4, &state);
+        native_cpu_run(&state, &cpu, forms[form].bytes, 4);
         memcpy(native_area, cpu.memory + CPU_DATA, DATA_BYTES);
 
         memcpy(cpu.memory + CPU_DATA, data, DATA_BYTES);
@@ -709,7 +646,7 @@ static void save_natively(unsigned round, unsigned saved)
     static const uint8_t forms[][4] = {{0x48, 0x0F, 0xAE, 0x27}, {0x48, 0x0F, 0xC7, 0x27}};
     const uint32_t mxcsr = 0x1FA0;
     _Alignas(64) uint8_t xstate[XSAVE_BYTES];
-    struct native state = {.rflags = 2, .xstate = xstate};
+    struct native_cpu state = {.rflags = 2, .xstate = xstate};
 
     prepare(round);
     memset(cpu.memory + CPU_DATA + 512, 0, 64);
@@ -719,7 +656,7 @@ static void save_natively(unsigned round, unsigned saved)
     state.gprs[3] = 0;
     state.gprs[5] = CPU_BASE + CPU_DATA;
     memcpy(xstate, cpu.xstate.bytes, sizeof(xstate));
-    run_native(forms[round & 1], 4, &state);
+    native_cpu_run(&state, &cpu, forms[round & 1], 4);
 }
 
 /* What the processor saved, whichever form, is restored as the processor does it. */
@@ -742,7 +679,7 @@ Test(emulate_native, xrstor_is_the_processors)
         native.state.rflags = emu->regs.rflags;
         native.state.xstate = native.xstate;
         memcpy(native.xstate, cpu.xstate.bytes, XSAVE_BYTES);
-        run_native(xrstor, sizeof(xrstor), &native.state);
+        native_cpu_run(&native.state, &cpu, xrstor, sizeof(xrstor));
         take_outcome(&native, NULL);
         cr_assert_eq(emulated_cpu_run(&cpu, xrstor, sizeof(xrstor)), X86_EMU_DONE);
         memcpy(emulated.state.gprs, &emu->regs, sizeof(emulated.state.gprs));

@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "tests/unit/emulated_cpu.h"
+#include "tests/unit/native_cpu.h"
+#include "tests/unit/xorshift.h"
 #include "vmm/x86/interpret.h"
 #include "vmm/x86/tables.h"
 
@@ -19,57 +21,9 @@
 #define CF 1ull
 #define ZF 0x40ull
 
-/* What the assembly below knows by offset. */
-struct machine {
-    uint64_t gprs[16]; /* in kvm_regs' order */
-    uint64_t rflags;
-};
-
-void interpret_native(struct machine *state, const void *code);
-extern char interpret_native_return[];
-
-/* Loads all but RSP, jumps to the code, which jumps back to interpret_native_return. */
-__asm__(".pushsection .text\n"
-        ".globl interpret_native, interpret_native_return\n"
-        "interpret_native:\n"
-        "  push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
-        "  mov %rdi, machine_state(%rip); mov %rsi, machine_code(%rip)\n"
-        "  push 128(%rdi); popfq\n"
-        "  mov 0(%rdi), %rax; mov 8(%rdi), %rbx; mov 16(%rdi), %rcx; mov 24(%rdi), %rdx\n"
-        "  mov 32(%rdi), %rsi; mov 56(%rdi), %rbp\n"
-        "  mov 64(%rdi), %r8; mov 72(%rdi), %r9; mov 80(%rdi), %r10; mov 88(%rdi), %r11\n"
-        "  mov 96(%rdi), %r12; mov 104(%rdi), %r13; mov 112(%rdi), %r14; mov 120(%rdi), %r15\n"
-        "  mov 40(%rdi), %rdi\n"
-        "  jmp *machine_code(%rip)\n"
-        "interpret_native_return:\n"
-        "  mov %rdi, machine_rdi(%rip); mov machine_state(%rip), %rdi\n"
-        "  mov %rax, 0(%rdi); mov %rbx, 8(%rdi); mov %rcx, 16(%rdi); mov %rdx, 24(%rdi)\n"
-        "  mov %rsi, 32(%rdi); mov %rbp, 56(%rdi)\n"
-        "  mov %r8, 64(%rdi); mov %r9, 72(%rdi); mov %r10, 80(%rdi); mov %r11, 88(%rdi)\n"
-        "  mov %r12, 96(%rdi); mov %r13, 104(%rdi); mov %r14, 112(%rdi); mov %r15, 120(%rdi)\n"
-        "  pushfq; pop 128(%rdi)\n"
-        "  mov machine_rdi(%rip), %rax; mov %rax, 40(%rdi)\n"
-        "  cld\n"
-        "  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
-        "  ret\n"
-        ".popsection\n"
-        ".pushsection .bss\n"
-        "machine_state: .skip 8\n"
-        "machine_code: .skip 8\n"
-        "machine_rdi: .skip 8\n"
-        ".popsection\n");
-
 static struct emulated_cpu cpu;
 static struct x86_interpreter *in;
 static uint64_t seed;
-
-static uint64_t next_random(void)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed;
-}
 
 static void set_up(void)
 {
@@ -79,7 +33,7 @@ static void set_up(void)
     in->emu.mem = cpu.emu.mem;
     in->emu.regs = cpu.emu.regs;
     in->emu.sregs = cpu.emu.sregs;
-    seed = 0x9E3779B97F4A7C15;
+    seed = XORSHIFT_SEED;
 }
 
 static void tear_down(void)
@@ -106,29 +60,17 @@ static enum x86_interpret_end run(const void *bytes, size_t n)
 /* ---- beside the processor ---- */
 
 /* RDI and RSI at data, RCX small now and then: it counts shifts and strings. */
-static void prepare(struct machine *m, uint64_t count_mask)
+static void prepare(struct native_cpu *m, uint64_t count_mask)
 {
     for (unsigned i = 0; i < 16; i++)
-        m->gprs[i] = next_random() >> (next_random() & 63);
+        m->gprs[i] = xorshift(&seed) >> (xorshift(&seed) & 63);
     m->gprs[2] &= count_mask;                                  /* RCX */
-    m->gprs[4] = CPU_BASE + CPU_DATA + (next_random() & 7);    /* RSI */
-    m->gprs[5] = CPU_BASE + CPU_DATA + 72 + (next_random() & 7); /* RDI: so is what is before it */
+    m->gprs[4] = CPU_BASE + CPU_DATA + (xorshift(&seed) & 7);    /* RSI */
+    m->gprs[5] = CPU_BASE + CPU_DATA + 72 + (xorshift(&seed) & 7); /* RDI: so is what is before it */
     m->gprs[6] = CPU_BASE + CPU_DATA + DATA_BYTES; /* RSP: not the processor's, which keeps its own */
-    m->rflags = 2 | (next_random() & ARITHMETIC);
+    m->rflags = 2 | (xorshift(&seed) & ARITHMETIC);
     for (unsigned i = 0; i < DATA_BYTES; i++)
-        cpu.memory[CPU_DATA + i] = (uint8_t)(next_random() >> (next_random() & 7));
-}
-
-static void run_native(const uint8_t *bytes, size_t n, struct machine *m)
-{
-    static const uint8_t jump[] = {0xFF, 0x25, 0, 0, 0, 0}; /* to what stands behind it */
-    const char *back = interpret_native_return;
-    uint8_t *code = cpu.memory + CPU_CODE;
-
-    memcpy(code, bytes, n);
-    memcpy(code + n, jump, sizeof(jump));
-    memcpy(code + n + sizeof(jump), &back, sizeof(back));
-    interpret_native(m, code);
+        cpu.memory[CPU_DATA + i] = (uint8_t)(xorshift(&seed) >> (xorshift(&seed) & 7));
 }
 
 static const char *hex(const uint8_t *bytes, size_t n)
@@ -143,12 +85,12 @@ static const char *hex(const uint8_t *bytes, size_t n)
 static void same_once(const uint8_t *bytes, size_t n, uint64_t flags, uint64_t count_mask)
 {
     static uint8_t before[DATA_BYTES], native[DATA_BYTES];
-    struct machine m, was;
+    struct native_cpu m = {.xstate = NULL}, was;
 
     prepare(&m, count_mask);
     was = m;
     memcpy(before, cpu.memory + CPU_DATA, DATA_BYTES);
-    run_native(bytes, n, &m);
+    native_cpu_run(&m, &cpu, bytes, n);
     memcpy(native, cpu.memory + CPU_DATA, DATA_BYTES);
     memcpy(cpu.memory + CPU_DATA, before, DATA_BYTES);
     memcpy(&in->emu.regs, was.gprs, sizeof(was.gprs));
@@ -201,11 +143,11 @@ static void all_forms(const uint8_t *opcode, size_t n, int reg, unsigned immedia
                 bytes[at++] = prefixes[p][0];
             memcpy(bytes + at, opcode, n);
             at += n;
-            bytes[at++] = (uint8_t)(rms[r] | (reg >= 0 ? reg : (int)(next_random() % 4)) << 3);
+            bytes[at++] = (uint8_t)(rms[r] | (reg >= 0 ? reg : (int)(xorshift(&seed) % 4)) << 3);
             if (rms[r] == 0x47)
                 bytes[at++] = 0x10;
             for (unsigned i = 0; i < (immediate == 4 && prefixes[p][0] == 0x66 ? 2 : immediate); i++)
-                bytes[at++] = (uint8_t)next_random();
+                bytes[at++] = (uint8_t)xorshift(&seed);
             same(bytes, at, flags, UINT64_MAX);
         }
 }

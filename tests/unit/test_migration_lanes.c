@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "tests/unit/migration_rig.h"
+#include "tests/unit/xorshift.h"
 #include "vmm/util/log.h"
 
 static void quiet(enum log_level level, const char *line)
@@ -208,14 +209,12 @@ Test(migration_lanes, bring_what_cannot_be_compressed_as_it_is)
 {
     struct guest *g = new_guest_by(1, COMPRESS_ZSTD);
     const struct memory_region *regions;
-    uint64_t x = 88172645463325252ull;
+    uint64_t x = XORSHIFT_SEED;
     struct result r;
 
     (void)memory_regions(g->mem, &regions);
     for (uint64_t i = 0; i < 64 * PAGE / 8; i++) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
+        xorshift(&x);
         memcpy(regions[0].host + i * 8, &x, 8);
     }
     r = migrate(g, &sound, false, false);

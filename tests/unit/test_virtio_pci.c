@@ -20,6 +20,7 @@
 #include "tests/unit/fake_driver.h"
 #include "tests/unit/fake_env.h"
 #include "tests/unit/fake_pci.h"
+#include "tests/unit/xorshift.h"
 #include "vmm/util/log.h"
 
 #define SLOT 1
@@ -1103,10 +1104,7 @@ Test(virtio_pci, no_kick_is_lost_without_doorbells_either)
 
 static uint64_t roll(uint64_t *rng, uint64_t n)
 {
-    *rng ^= *rng << 13; /* xorshift64: Marsaglia, "Xorshift RNGs" (2003) */
-    *rng ^= *rng >> 7;
-    *rng ^= *rng << 17;
-    return *rng % n;
+    return xorshift(rng) % n;
 }
 
 Test(virtio_pci, survives_rubbish_written_everywhere_and_works_after_a_reset)

@@ -11,6 +11,7 @@
 
 #include "devices/virtio/virtqueue.h"
 #include "tests/unit/fake_driver.h"
+#include "tests/unit/xorshift.h"
 #include "vmm/memory.h"
 
 #define SIZE 16
@@ -947,11 +948,7 @@ struct model {
 
 static uint64_t roll(struct model *m, uint64_t n)
 {
-    /* xorshift64: Marsaglia, "Xorshift RNGs" (2003) */
-    m->rng ^= m->rng << 13;
-    m->rng ^= m->rng >> 7;
-    m->rng ^= m->rng << 17;
-    return m->rng % n;
+    return xorshift(&m->rng) % n;
 }
 
 static void model_add(struct model *m)

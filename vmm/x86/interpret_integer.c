@@ -17,44 +17,33 @@ static uint64_t collect(uint16_t ax)
 
 typedef uint64_t binary(uint64_t a, uint64_t b, uint64_t *flags);
 
-#define BINARY_OF(name, text, type, bits, mod)                                                     \
+#define OPERATION(name, text, type, bits, mod, where_b)                                            \
     static uint64_t name##bits(uint64_t a, uint64_t b, uint64_t *flags)                            \
     {                                                                                              \
         type x = (type)a;                                                                          \
         uint16_t ax;                                                                               \
                                                                                                    \
-        __asm__(FLAGS_BEFORE text " %" mod "[b], %" mod "[x]" FLAGS_AFTER                          \
+        __asm__(FLAGS_BEFORE text ", %" mod "[x]" FLAGS_AFTER                                      \
                 : [ax] "=&a"(ax), [x] "+r"(x)                                                      \
-                : [b] "r"((type)b), [before] "r"((uint32_t)*flags)                                 \
+                : [b] where_b((type)b), [before] "r"((uint32_t)*flags)                             \
                 : "cc");                                                                           \
         *flags = collect(ax);                                                                      \
         return x;                                                                                  \
     }
+#define BINARY_OF(name, text, type, bits, mod)                                                     \
+    OPERATION(name, text " %" mod "[b]", type, bits, mod, "r")
 #define BINARY(name, text)                                                                         \
     BINARY_OF(name, text, uint8_t, 8, "b")                                                         \
     BINARY_OF(name, text, uint16_t, 16, "w")                                                       \
     BINARY_OF(name, text, uint32_t, 32, "k")                                                       \
     BINARY_OF(name, text, uint64_t, 64, "q")
 
-/* Shifts: the count in CL, which is never 0 here. */
-#define SHIFT_OF(name, text, type, bits, mod)                                                      \
-    static uint64_t name##bits(uint64_t a, uint64_t b, uint64_t *flags)                            \
-    {                                                                                              \
-        type x = (type)a;                                                                          \
-        uint16_t ax;                                                                               \
-                                                                                                   \
-        __asm__(FLAGS_BEFORE text " %%cl, %" mod "[x]" FLAGS_AFTER                                 \
-                : [ax] "=&a"(ax), [x] "+r"(x)                                                      \
-                : "c"((uint32_t)b), [before] "r"((uint32_t)*flags)                                 \
-                : "cc");                                                                           \
-        *flags = collect(ax);                                                                      \
-        return x;                                                                                  \
-    }
+/* The count in CL, which is never 0 here. */
 #define SHIFT(name, text)                                                                          \
-    SHIFT_OF(name, text, uint8_t, 8, "b")                                                          \
-    SHIFT_OF(name, text, uint16_t, 16, "w")                                                        \
-    SHIFT_OF(name, text, uint32_t, 32, "k")                                                        \
-    SHIFT_OF(name, text, uint64_t, 64, "q")
+    OPERATION(name, text " %b[b]", uint8_t, 8, "b", "c")                                           \
+    OPERATION(name, text " %b[b]", uint16_t, 16, "w", "c")                                         \
+    OPERATION(name, text " %b[b]", uint32_t, 32, "k", "c")                                         \
+    OPERATION(name, text " %b[b]", uint64_t, 64, "q", "c")
 
 BINARY(do_add, "add")
 BINARY(do_or, "or")
