@@ -173,6 +173,12 @@ int source_lost(struct source *s, int err)
     return err;
 }
 
+/* The connection broke before the destination said a word: it may not want this host. */
+static int unheard(int err)
+{
+    return err == -EPIPE || err == -ECONNRESET ? -ENOTCONN : err;
+}
+
 int source_introduce(struct source *s, const struct snapshot *hello, char **report)
 {
     int err = link_send_header(s->link);
@@ -190,8 +196,8 @@ int source_introduce(struct source *s, const struct snapshot *hello, char **repo
     if (!err)
         err = link_send(s->link, STREAM_END, "", "", 0);
     if (err)
-        return ended(s, source_lost(s, err));
-    err = stream_read_header(link_reader(s->link));
+        return ended(s, unheard(source_lost(s, err)));
+    err = unheard(stream_read_header(link_reader(s->link)));
     if (!err)
         err = expect(s, STREAM_REPORT, report);
     return ended(s, err);

@@ -98,8 +98,8 @@ void source_destroy(struct source *source);
 
 /*
  * Sends what the guest is, and gets what the destination makes of it: *report, a text owned by the
- * caller. hello: sections, STREAM_HELLO first. 0, errors of the link, -EBADMSG, -EREMOTEIO (it gave
- * up; logged with its reason).
+ * caller. hello: sections, STREAM_HELLO first. 0, errors of the link, -EBADMSG, -ENOTCONN (it hung up
+ * before it said a word), -EREMOTEIO (it gave up; logged with its reason).
  */
 int source_introduce(struct source *source, const struct snapshot *hello, char **report);
 

@@ -284,6 +284,10 @@ static void explain(struct migration *g)
     else if (g->err == -EPROTO)
         snprintf(g->error, sizeof(g->error),
                  "%s: the destination speaks TLS: tls:HOST:PORT; the guest runs on here", g->url);
+    else if (g->err == -ENOTCONN)
+        snprintf(g->error, sizeof(g->error),
+                 "%s: the destination hung up before it said a word: it may take guests from another host "
+                 "only ('ferry receive --from'); the guest runs on here", g->url);
     else
         snprintf(g->error, sizeof(g->error), "%s: %s; the guest runs on here", g->url,
                  strerror(-g->err));
