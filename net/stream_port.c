@@ -1,9 +1,10 @@
 /*
  * A port on a stream socket: connecting, listening, framing.
  *
- * To the peer: a batch is one sendmsg(2), out of the sender's memory. What of a frame the socket does
- * not take is copied and sent when it can be, and short frames of the same batch with it; others are
- * refused until then, so that the sender holds them back.
+ * To the peer: a batch is one sendmsg(2), out of the sender's memory; on a unix socket a message holds
+ * one long frame, or short ones that stay together. What of a frame the socket does not take is copied
+ * and sent when it can be, and short frames of the same batch with it; others are refused until then,
+ * so that the sender holds them back.
  *
  * From the peer: the ring reads into one buffer; the frames in it are delivered from there. While the
  * receiver has no room nothing is read, and the peer's own socket fills.
@@ -43,6 +44,11 @@
 /* For the frame in which the socket stopped, and what of short ones comes with it: those that a large
  * segment was cut into are sent or refused together. */
 #define OUT_ROOM (2u * RECORD_MAX)
+/* What a unix socket hands over at once, or not at all (some 48 KiB: unix_stream_sendmsg()). That of a
+ * longer message comes in pieces, which a reader may meet one by one: passt takes a frame's rest by a
+ * single read, and forgets a length of which it sees but half. It then takes for lengths what is none,
+ * and nothing arrives until the socket happens to be empty. */
+#define WHOLE (32u << 10)
 #define PIECES 1024u /* UIO_MAXIOV */
 /* Of a local socket; as much as the kernel gives by itself is little for long frames. Those of TCP
  * grow as they have to, unless they are told, and whoever hands over a socket has seen to it. */
@@ -62,6 +68,7 @@ struct stream_port {
     unsigned reconnect;
     int listener, fd; /* own; -1: none. fd: connected, or connecting */
     bool connected, closing;
+    size_t message;  /* bytes that may go at once, of more than one frame */
     bool due;        /* a peer is to be sought as soon as the last one's operations are over */
     struct made made; /* the unix socket that is listened at */
 
@@ -218,92 +225,101 @@ static void wait_for_room(struct stream_port *s)
         loop_poll(s->loop, &s->draining, s->fd, POLLOUT);
 }
 
-static void keep(struct stream_port *s, const struct net_frame *frame)
-{
-    const uint32_t prefix = htonl((uint32_t)frame->length);
-
-    memcpy(s->out + s->out_used, &prefix, sizeof(prefix));
-    net_frame_copy(frame, s->out + s->out_used + PREFIX);
-    s->out_used += PREFIX + frame->length;
-}
-
-/* The socket took `sent` bytes of n frames: keeps the rest of that in which it stopped, and those
- * behind it as long as there is room. Returns how many frames are dealt with. */
-static unsigned keep_rest(struct stream_port *s, const struct net_frame *frames, unsigned n,
-                          size_t sent)
-{
-    unsigned i = 0;
-
-    while (i < n && sent >= PREFIX + frames[i].length)
-        sent -= PREFIX + frames[i++].length;
-    if (sent == 0)
-        return i;
-    s->out_at = sent;
-    while (i < n && s->out_used + PREFIX + frames[i].length <= OUT_ROOM)
-        keep(s, &frames[i++]);
-    return i;
-}
-
-/* As many frames as fit in one message; their pieces in *used. */
-static unsigned gather(struct stream_port *s, const struct net_frame *frames, unsigned n,
-                       unsigned *used)
-{
-    unsigned i;
-
-    *used = 0;
-    for (i = 0; i < n && *used + 1 + frames[i].iovcnt <= PIECES; i++) {
-        s->prefixes[i] = htonl((uint32_t)frames[i].length);
-        s->pieces[(*used)++] = (struct iovec){&s->prefixes[i], PREFIX};
-        memcpy(&s->pieces[*used], frames[i].iov, frames[i].iovcnt * sizeof(frames[i].iov[0]));
-        *used += frames[i].iovcnt;
-    }
-    return i;
-}
-
-static size_t bytes_of(const struct net_frame *frames, unsigned n)
-{
-    size_t bytes = 0;
-
-    for (unsigned i = 0; i < n; i++)
-        bytes += PREFIX + frames[i].length;
-    return bytes;
-}
-
-/* Sends one message. Returns how many frames are dealt with; *more: the socket took all. */
-static unsigned send_some(struct stream_port *s, const struct net_frame *frames, unsigned n,
-                          bool *more)
-{
-    struct msghdr message = {.msg_iov = s->pieces};
-    unsigned used, fit = gather(s, frames, n, &used);
-    ssize_t sent;
-
-    *more = false;
-    message.msg_iovlen = used;
-    sent = sendmsg(s->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
-        /* Reading tells that the peer is gone, too, and does what is to be done then. */
-        s->counters.unconnected += n;
-        return n;
-    }
-    if (sent > 0 && (size_t)sent == bytes_of(frames, fit)) {
-        *more = true;
-        return fit;
-    }
-    wait_for_room(s);
-    return sent > 0 ? keep_rest(s, frames, fit, (size_t)sent) : 0;
-}
-
 static bool is_plain(const struct net_frame *frame)
 {
     return frame->length >= NET_FRAME_MIN && frame->length <= NET_FRAME_MAX &&
            !frame->needs_csum && !frame->gso_type && frame->iovcnt < PIECES;
 }
 
+static size_t record_of(const struct net_frame *frame)
+{
+    return PREFIX + frame->length;
+}
+
+static void keep(struct stream_port *s, const struct net_frame *frame)
+{
+    const uint32_t prefix = htonl((uint32_t)frame->length);
+
+    memcpy(s->out + s->out_used, &prefix, sizeof(prefix));
+    net_frame_copy(frame, s->out + s->out_used + PREFIX);
+    s->out_used += record_of(frame);
+}
+
+/* The socket took `sent` bytes of a message of n frames: keeps that in which it stopped, whose first
+ * bytes are sent. Returns how many frames are dealt with. */
+static unsigned keep_rest(struct stream_port *s, const struct net_frame *frames, unsigned n,
+                          size_t sent)
+{
+    unsigned i = 0;
+
+    while (i < n && sent >= record_of(&frames[i]))
+        sent -= record_of(&frames[i++]);
+    if (i == n || sent == 0)
+        return i;
+    keep(s, &frames[i]);
+    s->out_at = sent;
+    return i + 1;
+}
+
+/* Keeps those of n frames that are short, as long as there is room. Returns how many. */
+static unsigned keep_short(struct stream_port *s, const struct net_frame *frames, unsigned n)
+{
+    unsigned i = 0;
+
+    while (i < n && is_plain(&frames[i]) && record_of(&frames[i]) <= WHOLE &&
+           s->out_used + record_of(&frames[i]) <= OUT_ROOM)
+        keep(s, &frames[i++]);
+    return i;
+}
+
+/* As many frames as go in one message, one at least; their pieces in *used, their bytes in *bytes. */
+static unsigned gather(struct stream_port *s, const struct net_frame *frames, unsigned n,
+                       unsigned *used, size_t *bytes)
+{
+    unsigned i;
+
+    *used = 0;
+    *bytes = 0;
+    for (i = 0; i < n && is_plain(&frames[i]) && *used + 1 + frames[i].iovcnt <= PIECES; i++) {
+        if (i > 0 && *bytes + record_of(&frames[i]) > s->message)
+            break;
+        s->prefixes[i] = htonl((uint32_t)frames[i].length);
+        s->pieces[(*used)++] = (struct iovec){&s->prefixes[i], PREFIX};
+        memcpy(&s->pieces[*used], frames[i].iov, frames[i].iovcnt * sizeof(frames[i].iov[0]));
+        *used += frames[i].iovcnt;
+        *bytes += record_of(&frames[i]);
+    }
+    return i;
+}
+
+/* Sends one message. Returns how many frames are dealt with; *full: the socket took less. */
+static unsigned send_some(struct stream_port *s, const struct net_frame *frames, unsigned n,
+                          bool *full)
+{
+    struct msghdr message = {.msg_iov = s->pieces};
+    size_t bytes;
+    unsigned used, fit = gather(s, frames, n, &used, &bytes);
+    ssize_t sent;
+
+    message.msg_iovlen = used;
+    sent = sendmsg(s->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+        /* Reading tells that the peer is gone, too, and does what is to be done then. */
+        s->counters.unconnected += fit;
+        return fit;
+    }
+    if (sent > 0 && (size_t)sent == bytes)
+        return fit;
+    *full = true;
+    wait_for_room(s);
+    return sent > 0 ? keep_rest(s, frames, fit, (size_t)sent) : 0;
+}
+
 static unsigned port_deliver(struct net_port *port, const struct net_frame *frames, unsigned n)
 {
     struct stream_port *s = stream_of(port);
     unsigned done = 0;
-    bool more = true;
+    bool full = false;
 
     if (!s->connected) {
         s->counters.unconnected += n;
@@ -313,26 +329,44 @@ static unsigned port_deliver(struct net_port *port, const struct net_frame *fram
         wait_for_room(s);
         return 0;
     }
-    while (done < n && more) {
-        unsigned run = 0;
-
-        while (done + run < n && is_plain(&frames[done + run]))
-            run++;
-        if (run == 0) {
+    while (done < n && !full) {
+        if (is_plain(&frames[done])) {
+            done += send_some(s, frames + done, n - done, &full);
+        } else {
             s->counters.malformed++;
             done++;
-            continue;
         }
-        done += send_some(s, frames + done, run, &more);
     }
-    return done;
+    return full && done > 0 ? done + keep_short(s, frames + done, n - done) : done;
+}
+
+static size_t record_at(const struct stream_port *s, size_t at)
+{
+    uint32_t length;
+
+    memcpy(&length, s->out + at, sizeof(length));
+    return PREFIX + ntohl(length);
+}
+
+/* Where the message ends that the next byte to be sent is in: its record's rest, or whole records. */
+static size_t message_end(const struct stream_port *s)
+{
+    size_t begin = 0, end;
+
+    while (begin + record_at(s, begin) <= s->out_at)
+        begin += record_at(s, begin);
+    end = begin + record_at(s, begin);
+    while (begin == s->out_at && end < s->out_used &&
+           end + record_at(s, end) - begin <= s->message)
+        end += record_at(s, end);
+    return end;
 }
 
 /* Sends what is kept. False: there is still some. */
 static bool drain(struct stream_port *s)
 {
     while (s->out_at < s->out_used) {
-        ssize_t sent = send(s->fd, s->out + s->out_at, s->out_used - s->out_at,
+        ssize_t sent = send(s->fd, s->out + s->out_at, message_end(s) - s->out_at,
                             MSG_DONTWAIT | MSG_NOSIGNAL);
 
         if (sent < 0)
@@ -376,6 +410,7 @@ static void set_connected(struct stream_port *s)
     s->connected = true;
     s->complained = false;
     s->in_used = s->in_at = s->out_used = s->out_at = 0;
+    s->message = s->address.any.sa_family == AF_UNIX ? WHOLE : SIZE_MAX;
     if (s->address.any.sa_family != AF_UNIX)
         (void)setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     else if (!s->adopted)
