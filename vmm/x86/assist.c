@@ -110,16 +110,20 @@ static bool can_interpret(int kvm_fd)
 int x86_assist_prepare(struct x86_tables **out, int kvm_fd, int vm_fd, struct guest_memory *mem)
 {
     struct kvm_enable_cap exits = {.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE, .args = {1}};
+    int err;
 
     *out = NULL;
     /* Without it, KVM exits for kernel code only, and with a #UD raised, which is then withdrawn. */
     if (ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0 &&
         ioctl(vm_fd, KVM_ENABLE_CAP, &exits) < 0)
         return x86_assist_fail("KVM_CAP_EXIT_ON_EMULATION_FAILURE");
-    if (can_interpret(kvm_fd) &&
+    /* Before any memory is there: each makes KVM wait for readers of its tables, and the second one of
+     * them, right after the first, waits for ticks: 13 to 18 ms. For memory it never does. */
+    err = watch_msrs(kvm_fd, vm_fd);
+    if (!err && can_interpret(kvm_fd) &&
         x86_tables_create(out, mem, vm_fd, kvm_max_vcpus(kvm_fd)) < 0)
         log_debug("kernel code is left to KVM: its shadows of page tables cannot be dropped");
-    return watch_msrs(kvm_fd, vm_fd);
+    return err;
 }
 
 /* ---- what an instruction may ask for ---- */
