@@ -97,5 +97,8 @@ int stream_read_payload(const struct stream_reader *reader, const struct stream_
 
 /* CRC-32 as zlib and IEEE 802.3 have it, over one more piece. Begin with 0. */
 uint32_t stream_crc(uint32_t crc, const void *data, uint64_t length);
+/* The same by a way and those behind it, for what it leaves or the processor has not. For tests. */
+enum stream_crc_way { STREAM_CRC_WIDE, STREAM_CRC_FOLDING, STREAM_CRC_TABLE };
+uint32_t stream_crc_from(enum stream_crc_way way, uint32_t crc, const void *data, uint64_t length);
 
 #endif

@@ -386,8 +386,14 @@ Test(migration, computes_the_checksum_that_zlib_does)
     for (size_t i = 0; i < sizeof(bytes); i++)
         bytes[i] = (uint8_t)(i * 131 ^ i >> 3);
     for (size_t length = 0; length < 700; length++)
-        for (size_t at = 0; at < 3; at++)
-            cr_assert_eq(stream_crc((uint32_t)length * 77, bytes + at, length),
-                         (uint32_t)crc32((uLong)length * 77, bytes + at, (uInt)length));
+        for (size_t at = 0; at < 3; at++) {
+            const uint32_t before = (uint32_t)length * 77;
+            const uint32_t wanted = (uint32_t)crc32(before, bytes + at, (uInt)length);
+
+            cr_assert_eq(stream_crc(before, bytes + at, length), wanted);
+            for (unsigned way = STREAM_CRC_WIDE; way <= STREAM_CRC_TABLE; way++)
+                cr_assert_eq(stream_crc_from(way, before, bytes + at, length), wanted,
+                             "%zu bytes by way %u", length, way);
+        }
     cr_expect_eq(stream_crc(0, bytes, sizeof(bytes)), (uint32_t)crc32(0, bytes, sizeof(bytes)));
 }
