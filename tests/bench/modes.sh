@@ -87,6 +87,23 @@ by_qemu() {
         -netdev "$1" -device virtio-net-pci,netdev=n,disable-legacy=on,romfile= </dev/null 2>"$work/err"
 }
 
+# As nat,via=kernel: a table and forwarding at two links, for as long as this runs.
+by_qemu_and_nft() {
+    local link
+    nft -f - <<'END' || return
+table ip bench {
+    chain out {
+        type nat hook postrouting priority srcnat
+        ip saddr 10.5.0.0/24 oifname "v0" masquerade
+    }
+}
+END
+    for link in tap0 v0; do echo 1 >/proc/sys/net/ipv4/conf/$link/forwarding; done
+    by_qemu tap,id=n,ifname=tap0,script=no,downscript=no "$1"
+    for link in tap0 v0; do echo 0 >/proc/sys/net/ipv4/conf/$link/forwarding; done
+    nft delete table ip bench
+}
+
 # passt does not always notice that QEMU went.
 by_qemu_and_passt() {
     local passt
@@ -103,7 +120,8 @@ by_qemu_and_passt() {
 }
 mkfifo "$work/never"
 
-names=('nat' 'QEMU, user' 'nat,via=passt' 'QEMU, stream to passt' 'tap' 'QEMU, tap' 'hostonly' 'nat,via=kernel')
+names=('nat' 'QEMU, user' 'nat,via=passt' 'QEMU, stream to passt' 'tap' 'QEMU, tap' 'hostonly'
+    'nat,via=kernel' 'QEMU, tap behind nft')
 
 measure() {
     case $1 in
@@ -117,6 +135,7 @@ measure() {
         'hostonly') by_ferry hostonly,router=192.168.160.1 "$(append 192.168.160.16 192.168.160.1)" ;;
         'nat,via=kernel')
             by_ferry nat,via=kernel,subnet=10.9.0.0/24 "$(append 10.9.0.16 10.9.0.1 10.8.0.2)" ;;
+        'QEMU, tap behind nft') by_qemu_and_nft "$(append 10.5.0.2 10.5.0.1 10.8.0.2)" ;;
     esac | figures
 }
 
@@ -125,6 +144,7 @@ can() {
     local pattern
     [[ $1 != QEMU* ]] || command -v qemu-system-x86_64 >/dev/null || return
     [[ $1 != *passt ]] || command -v passt >/dev/null || return
+    [[ $1 != *nft ]] || command -v nft >/dev/null || return
     ((${#only[@]} == 0)) && return
     for pattern in "${only[@]}"; do
         # shellcheck disable=SC2053 # a pattern on purpose
@@ -183,8 +203,9 @@ echo
 echo '| | to the host | from the host | a connection | a round trip |'
 echo '| --- | ---: | ---: | ---: | ---: |'
 versus 'nat' 'QEMU, user'
+versus 'nat' 'QEMU, stream to passt'
 versus 'nat,via=passt' 'QEMU, stream to passt'
 versus 'tap' 'QEMU, tap'
 versus 'hostonly' 'QEMU, tap'
-versus 'nat,via=kernel' 'QEMU, tap'
+versus 'nat,via=kernel' 'QEMU, tap behind nft'
 exit 0
