@@ -143,10 +143,11 @@ struct flow_cache_likeness {
 };
 
 struct flow_cache_like {
-    flow_pair middle[2]; /* of the masked key: what differs */
+    flow_pair middle[2];   /* of the masked key: what differs */
     uint64_t hash;
-    bool again;          /* nothing does, from the one before */
+    uint32_t first, bytes; /* the user's: which frames it is about */
 };
+_Static_assert(sizeof(struct flow_cache_like) == 48, "of a batch, they fit into few cache lines");
 
 /* What all that are like this frame, of at least 16 bytes, have in common. */
 static inline void flow_cache_liken(const struct flow_cache *cache, const uint8_t *frame,
@@ -166,20 +167,14 @@ static inline void flow_cache_liken(const struct flow_cache *cache, const uint8_
                    flow_fold(common->last[0] ^ seed[6], common->last[1] ^ seed[7]);
 }
 
-/* The probe of one of them, FLOW_RAW_BYTES at least; false: it is not of the common kind. `before`:
- * the probe of another one, or NULL. */
-static inline bool flow_cache_probe_like(const struct flow_cache *cache,
-                                         const struct flow_cache_likeness *common,
-                                         const uint8_t *frame,
-                                         const struct flow_cache_like *before,
-                                         struct flow_cache_like *like)
+/* The masked key's middle for one of them, FLOW_RAW_BYTES at least; false: it is not of the common
+ * kind. Frames with the same one are the same flow. */
+static inline bool flow_cache_read_like(const struct flow_cache *cache, const uint8_t *frame,
+                                        flow_pair middle[2])
 {
     const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
     const flow_pair *mask = front->raw_tcp.pairs;
-    const uint64_t *seed = front->seed.words;
-    flow_pair words[2];
     uint32_t kind; /* fragment, time to live, protocol */
-    uint64_t hash;
 
     memcpy(&kind, frame + 20, 4);
     kind &= 0xFF00FF3F;
@@ -187,22 +182,32 @@ static inline bool flow_cache_probe_like(const struct flow_cache *cache,
         mask = front->raw_udp.pairs;
     else if (kind != 6u << 24)
         return false;
-    memcpy(words, frame + 16, sizeof(words));
-    words[0] &= mask[1];
-    words[1] &= mask[2];
-    like->middle[0] = words[0];
-    like->middle[1] = words[1];
-    like->again = before && flow_is_zero((words[0] ^ before->middle[0]) |
-                                         (words[1] ^ before->middle[1]));
-    if (like->again) {
-        like->hash = before->hash;
-        return true;
-    }
-    hash = common->hash + flow_fold(words[0][0] ^ seed[2], words[0][1] ^ seed[3]) +
-           flow_fold(words[1][0] ^ seed[4], words[1][1] ^ seed[5]);
+    memcpy(middle, frame + 16, 2 * sizeof(*middle));
+    middle[0] &= mask[1];
+    middle[1] &= mask[2];
+    return true;
+}
+
+static inline bool flow_cache_is_alike(const flow_pair a[2], const flow_pair b[2])
+{
+    return flow_is_zero((a[0] ^ b[0]) | (a[1] ^ b[1]));
+}
+
+/* The probe for such a middle. */
+static inline void flow_cache_probe_like(const struct flow_cache *cache,
+                                         const struct flow_cache_likeness *common,
+                                         const flow_pair middle[2], struct flow_cache_like *like)
+{
+    const struct flow_cache_front *front = (const struct flow_cache_front *)cache;
+    const uint64_t *seed = front->seed.words;
+    uint64_t hash;
+
+    like->middle[0] = middle[0];
+    like->middle[1] = middle[1];
+    hash = common->hash + flow_fold(middle[0][0] ^ seed[2], middle[0][1] ^ seed[3]) +
+           flow_fold(middle[1][0] ^ seed[4], middle[1][1] ^ seed[5]);
     like->hash = flow_fold(hash, seed[FLOW_WORDS + 1]);
     flow_cache_prefetch(front, like->hash);
-    return true;
 }
 
 /* The exact match, or NULL. */

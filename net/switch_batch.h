@@ -71,7 +71,9 @@ struct batch {
      * addresses: what the link layer says is then known. Or NO_LINK. */
     uint8_t link[NET_BATCH];
     struct flow_cache_probe probes[NET_BATCH]; /* if there are rules */
-    struct flow_cache_like likes[NET_BATCH];   /* of a train */
+    /* Of a train, likewise: runs of frames that are the same flow; behind them, the end. Each with
+     * the number of its first frame and the bytes of all before that. */
+    struct flow_cache_like runs[NET_BATCH + 1];
     struct share shares[NET_BATCH];
     uint8_t many[NET_BATCH];
     bool rule_mirrors;                      /* rules want copies of some */

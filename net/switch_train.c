@@ -29,6 +29,8 @@ struct train {
     const struct packet *first;
     bool ipv6;
     struct flow_cache_likeness common; /* for the rules */
+    unsigned n, n_runs;
+    uint32_t bytes; /* of the n frames */
 };
 
 static inline size_t head_of(const struct net_frame *frame)
@@ -66,13 +68,27 @@ static bool is_simple(const struct switch_port *to, unsigned vlan)
            !to->mirror_out && to->vlan.untagged_out == vlan;
 }
 
-/* Whether rules are to be asked by what flow_cache_probe_like() looks at. */
-static inline bool probe(const struct net_switch *sw, struct batch *batch,
-                         const struct train *train, unsigned i)
+/*
+ * Notes by what the rules are to be asked about frame i, before which there are `bytes`: it goes on
+ * with the run before *next, or begins that. False: by more than is noted here.
+ */
+static inline bool add_to_run(const struct net_switch *sw, struct batch *batch,
+                              const struct train *train, unsigned i, uint32_t bytes,
+                              struct flow_cache_like **next)
 {
-    return batch->frames[i].length >= FLOW_RAW_BYTES &&
-           flow_cache_probe_like(sw->cache, &train->common, batch->headers[i],
-                                 i > 0 ? &batch->likes[i - 1] : NULL, &batch->likes[i]);
+    struct flow_cache_like *run = *next;
+    flow_pair middle[2];
+
+    if (batch->frames[i].length < FLOW_RAW_BYTES ||
+        !flow_cache_read_like(sw->cache, batch->headers[i], middle))
+        return false;
+    if (i > 0 && flow_cache_is_alike(middle, run[-1].middle))
+        return true;
+    flow_cache_probe_like(sw->cache, &train->common, middle, run);
+    run->bytes = bytes;
+    run->first = i;
+    ++*next;
+    return true;
 }
 
 /* ICMPv6 tells addresses, which is no affair of a train's. */
@@ -88,6 +104,7 @@ static bool start(struct net_switch *sw, struct batch *batch, struct train *trai
     const struct switch_port *from = batch->from;
     struct packet *packet = &batch->packets[0];
     const uint8_t *header = batch->headers[0];
+    struct flow_cache_like *run = batch->runs;
     unsigned link = NO_LINK;
 
     if (from->mirror_in || from->in.rate || !build(batch, 0))
@@ -107,13 +124,16 @@ static bool start(struct net_switch *sw, struct batch *batch, struct train *trai
     if (!sw->classifier)
         return true;
     flow_cache_liken(sw->cache, header, from->number, packet->vlan, &train->common);
-    return memcmp(header + PATH_ADDRESSES, ipv4, sizeof(ipv4)) == 0 && probe(sw, batch, train, 0);
+    return memcmp(header + PATH_ADDRESSES, ipv4, sizeof(ipv4)) == 0 &&
+           add_to_run(sw, batch, train, 0, 0, &run);
 }
 
-/* Builds frames as far as the train goes, and probes for the rules. Returns how many. */
-static inline unsigned build_all(const struct net_switch *sw, struct batch *batch,
-                                 const struct train *train, bool rules)
+/* Builds frames as far as the train goes, and finds the runs in it for the rules. */
+static inline void build_all(const struct net_switch *sw, struct batch *batch,
+                             struct train *train, bool rules)
 {
+    struct flow_cache_like *next = batch->runs + 1;
+    uint32_t bytes = (uint32_t)batch->frames[0].length;
     unsigned i, n = batch->n;
 
     for (i = 1; i < n; i++) {
@@ -121,101 +141,98 @@ static inline unsigned build_all(const struct net_switch *sw, struct batch *batc
             __builtin_prefetch(batch->frames[i + 4].iov->iov_base);
         if (!build(batch, i) || !switch_is_same_link(batch->headers[0], batch->headers[i]) ||
             may_be_icmp6(train, batch->headers[i]) ||
-            (rules && !probe(sw, batch, train, i)))
+            (rules && !add_to_run(sw, batch, train, i, bytes, &next)))
             break;
+        bytes += (uint32_t)batch->frames[i].length; /* NET_FRAME_MAX at most */
     }
-    return i;
+    train->n = next->first = i;
+    train->bytes = next->bytes = bytes;
+    train->n_runs = (unsigned)(next - batch->runs);
 }
 
 /* Without an exact match. */
 __attribute__((noinline))
 static uint32_t find_rule(struct net_switch *sw, struct batch *batch, const struct train *train,
-                          unsigned i)
+                          const struct flow_cache_like *run)
 {
-    const uint8_t *header = batch->headers[i];
+    const struct net_frame *frame = &batch->frames[run->first];
+    const uint8_t *header = batch->headers[run->first];
     struct flow_cache_probe whole;
     struct flow_key key;
 
-    flow_cache_probe_of(&train->common, &batch->likes[i], &whole);
+    flow_cache_probe_of(&train->common, run, &whole);
     /* All that is read of this kind is at hand. */
     (void)flow_read(&key, batch->from->number, train->first->vlan, header, header + PATH_ADDRESSES,
-                    head_of(&batch->frames[i]) - PATH_ADDRESSES,
-                    batch->frames[i].length - PATH_ADDRESSES);
+                    head_of(frame) - PATH_ADDRESSES, frame->length - PATH_ADDRESSES);
     return flow_cache_find_further(sw->cache, &key, &whole);
 }
 
-/* The rule for a frame, or NULL. *hit: by an exact match. */
+/* The rule for a run, or NULL. *hit: by an exact match. */
 static inline struct switch_rule *ask(struct net_switch *sw, struct batch *batch,
-                                      const struct train *train, unsigned i, bool *hit)
+                                      const struct train *train, const struct flow_cache_like *run,
+                                      bool *hit)
 {
     const struct flow_cache_exact *match =
-        flow_cache_match_like(sw->cache, &train->common, &batch->likes[i]);
-    uint32_t index = match ? match->answer : find_rule(sw, batch, train, i);
+        flow_cache_match_like(sw->cache, &train->common, run);
+    uint32_t index = match ? match->answer : find_rule(sw, batch, train, run);
 
     *hit = match;
     return index == CLASSIFIER_NONE ? NULL : sw->rules[index];
 }
 
 /*
- * Asks the rules about the first n frames, and leaves those that go. Returns how many of the n were
- * decided upon; *gone: how many of these go.
+ * Asks the rules about each run, and leaves the frames that go. The train ends before a run with
+ * which more is to be done. Returns how many frames go.
  */
-static unsigned ask_all(struct net_switch *sw, struct batch *batch, const struct train *train,
-                        unsigned n, unsigned *gone)
+static unsigned ask_all(struct net_switch *sw, struct batch *batch, struct train *train)
 {
-    struct switch_rule *rule = NULL;
-    unsigned i, goes = 0, hits = 0;
+    unsigned goes = 0, hits = 0;
 
-    for (i = 0; i < n; i++) {
-        bool hit = true;
+    for (unsigned k = 0; k < train->n_runs; k++) {
+        const struct flow_cache_like *run = &batch->runs[k];
+        unsigned frames = run[1].first - run->first;
+        bool hit;
+        struct switch_rule *rule = ask(sw, batch, train, run, &hit);
 
-        if (!batch->likes[i].again)
-            rule = ask(sw, batch, train, i, &hit);
-        if (rule && !rule->plain && !rule->rule.action.deny)
+        if (rule && !rule->plain && !rule->rule.action.deny) {
+            train->n = run->first;
+            train->bytes = run->bytes;
             break;
-        hits += hit;
+        }
+        hits += frames - !hit;
         if (rule) {
-            rule->frames++;
-            rule->bytes += batch->frames[i].length;
+            rule->frames += frames;
+            rule->bytes += run[1].bytes - run->bytes;
             if (!rule->plain)
                 continue;
         }
-        if (goes != i)
-            batch->sent[goes] = batch->sent[i];
-        goes++;
+        if (goes != run->first)
+            memmove(&batch->sent[goes], &batch->sent[run->first], frames * sizeof(batch->sent[0]));
+        goes += frames;
     }
     flow_cache_hits(sw->cache, hits);
-    *gone = goes;
-    return i;
-}
-
-static void count(struct batch *batch, unsigned n, unsigned gone)
-{
-    struct switch_counters *counters = &batch->from->counters;
-    uint64_t bytes = 0;
-
-    for (unsigned i = 0; i < n; i++)
-        bytes += batch->frames[i].length;
-    counters->in_bytes += bytes;
-    counters->dropped[SWITCH_DROP_DENIED] += n - gone;
+    return goes;
 }
 
 unsigned switch_train(struct net_switch *sw, struct batch *batch)
 {
+    struct switch_counters *counters = &batch->from->counters;
     struct train train;
-    unsigned n, gone;
+    unsigned gone;
 
     if (!start(sw, batch, &train))
         return 0;
     if (sw->classifier) {
-        n = build_all(sw, batch, &train, true);
-        n = ask_all(sw, batch, &train, n, &gone);
+        build_all(sw, batch, &train, true);
+        gone = ask_all(sw, batch, &train);
     } else {
-        n = gone = build_all(sw, batch, &train, false);
+        build_all(sw, batch, &train, false);
+        gone = train.n;
     }
-    count(batch, n, gone);
+    counters->in_bytes += train.bytes;
+    counters->dropped[SWITCH_DROP_DENIED] += train.n - gone;
     if (gone > 0 && batch->from->learns)
         switch_learn(sw, batch, train.first, batch->headers[0] + 6);
     switch_send_built(sw, batch, train.to, gone);
-    return n;
+    return train.n;
 }

@@ -82,10 +82,23 @@ static void make(struct packet *packet, struct endpoints *e, unsigned from)
     }
 }
 
+#define RULES 8u /* in a list, at most */
+
 struct outcome {
     struct fake_port got[PORTS];
     struct switch_counters counters[PORTS];
+    unsigned n_rules;
+    uint64_t ruled[RULES][2]; /* frames and bytes that counted for each rule */
 };
+
+static void count_ruled(void *arg, const struct switch_rule_info *info)
+{
+    struct outcome *to = arg;
+
+    cr_assert_lt(to->n_rules, RULES);
+    to->ruled[to->n_rules][0] = info->frames;
+    to->ruled[to->n_rules++][1] = info->bytes;
+}
 
 static void clear(void)
 {
@@ -105,6 +118,12 @@ static void note(struct outcome *to, const struct outcome *before)
         to->counters[p] = rig_info(p).counters;
         for (size_t i = 0; before && i < sizeof(to->counters[p]) / sizeof(*counter); i++)
             counter[i] -= ((const uint64_t *)&before->counters[p])[i];
+    }
+    to->n_rules = 0;
+    switch_rules_walk(rig_switch, count_ruled, to);
+    for (unsigned i = 0; before && i < to->n_rules; i++) {
+        to->ruled[i][0] -= before->ruled[i][0];
+        to->ruled[i][1] -= before->ruled[i][1];
     }
 }
 
@@ -189,6 +208,11 @@ static void compare(struct outcome *whole, struct outcome *singly)
         cr_assert_eq(a->out_bytes, b->out_bytes);
         for (unsigned why = 0; why < SWITCH_DROPS; why++)
             cr_assert_eq(a->dropped[why], b->dropped[why], "port %u, reason %u", p, why);
+    }
+    cr_assert_eq(whole->n_rules, singly->n_rules);
+    for (unsigned i = 0; i < whole->n_rules; i++) {
+        cr_assert_eq(whole->ruled[i][0], singly->ruled[i][0], "frames of rule %u", i);
+        cr_assert_eq(whole->ruled[i][1], singly->ruled[i][1], "bytes of rule %u", i);
     }
 }
 
