@@ -95,10 +95,11 @@ sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 # value KEY: what the guest's console says after 'KEY='.
 value() { tr -d '\r' <console | sed -n "s/^$1=//p" | tail -n 1; }
 
-# leftovers: kills what the test has left running.
+# leftovers: kills what the test has left running, and forgets what guests that ended have said.
 leftovers() {
     # shellcheck disable=SC2046
     kill -9 $(pidof ferry httpd nc nc.openbsd tcpdump) 2>/dev/null
+    rm -rf /run/ferry
 }
 
 # indented: what comes in, with no byte that a terminal or a reader of lines could stumble over.
@@ -139,6 +140,99 @@ run_test() {
     fi
     leftovers
     cd /
+}
+
+# ---- several guests, by `ferry up` ----
+
+# The guests' scripts begin with it. All read the disk `word`, by which the host lets them go on.
+GUEST_WORDS='#!/bin/sh
+word() { dd if=/dev/vda bs=512 count=1 iflag=direct 2>/dev/null | head -c 3; }
+await() { until [ "$(word)" = $1 ]; do usleep 200000; done; }
+reach() { until ping -c 1 -W 1 $1 >/dev/null; do usleep 100000; done; }
+answers() { ping "$@" | sed -n "s/.* \([0-9]*\) packets received.*/\1/p"; }
+fetch() { until wget -q -O got http://$1/file; do usleep 500000; done; sha256sum <got | cut -c 1-64; }
+up() { ip address add $2 dev $1; ip link set $1 up; }
+serve() {
+    mkdir -p www/cgi-bin
+    head -c ${1:-1000000} /dev/urandom >www/file
+    echo sent=$(sha256sum <www/file | cut -c 1-64)
+    httpd -p 80 -h www
+}
+finish() { echo done; await end; }
+'
+
+# script NAME VARIABLE...: a guest's script is what comes in, with the variables before it.
+script() {
+    name=$1
+    shift
+    { printf '%s\n' "$GUEST_WORDS" "$@"; cat; } >"$name"
+    chmod 755 "$name"
+}
+
+# initrd_with NAME...: the guests' initrd, with these scripts, as ./initrd; and the disk `word`.
+initrd_with() {
+    printf '%s\n' "$@" | cpio -o -H newc 2>/dev/null | cat "$INITRD" - >initrd
+    truncate -s 4096 word
+}
+
+# guest_of NAME CPUS INITRD NET...: its lines of a lab's file.
+guest_of() {
+    cat <<END
+  $1:
+    kernel: $KERNEL
+    initrd: $3
+    decompress: host
+    memory: 192M
+    cpus: $2
+    append: console=ttyS0 quiet ferry.run=/$1
+    disks: [{path: word, readonly: on}]
+    nets:
+END
+    shift 3
+    printf '      - {switch: %s}\n' "$@"
+}
+
+# lab_start FILE: in the background; its process is added to $labs.
+lab_start() {
+    ferry up $1 </dev/null >${1%.yaml}.ferry 2>&1 &
+    labs="${labs-} $!"
+}
+
+# tell WORD: all guests.
+tell() { echo "$1" | dd of=word conv=notrunc 2>/dev/null; }
+
+# wait_guest NAME LINE: until its console has the line.
+wait_guest() {
+    set +x
+    left=3000
+    until { ferry console --dump $1 2>&1 | tr -d '\r'; } >$1.console && grep -q -x -e "$2" $1.console; do
+        [ $left -gt 0 ] || { set -x; echo "$1 does not say '$2'"; tail -n 20 $1.console; return 1; }
+        left=$((left - 1))
+        usleep 100000
+    done
+    set -x
+}
+
+# labs_end GUEST...: until all have ended well; what they said goes to files GUEST.console.
+labs_end() {
+    for FERRY in $labs; do
+        guest_end
+        [ $STATUS = 0 ]
+    done
+    for guest; do ferry console --dump $guest | tr -d '\r' >$guest.console; done
+}
+
+# said GUEST LINE
+said() { grep -q -x -e "$2" $1.console || { echo "$1 does not say '$2':"; tail -n 20 $1.console; return 1; }; }
+
+# told GUEST KEY: what it said of it.
+told() { sed -n "s/^$2=//p" $1.console; }
+
+# counted SWITCH PORT KEY: that of the port, from the switch's JSON, in which a port's keys follow its name.
+counted() {
+    n=$(ferry net $1 --json | awk -v port="\"$2\"," -v key="\"$3\":" '
+        $1 == "\"name\":" { inside = $2 == port } inside && $1 == key { print $2 + 0; exit }')
+    [ "${n:-0}" -gt 0 ] || { ferry net $1; return 1; }
 }
 
 # ---- two hosts ----

@@ -18,31 +18,6 @@ D=52:54:00:00:01:d
 W=52:54:00:00:01:e
 BAD=52:54:00:00:01:ff
 
-# The guests' scripts begin with it. All read the disk `word`, by which the host lets them go on.
-common='#!/bin/sh
-word() { dd if=/dev/vda bs=512 count=1 iflag=direct 2>/dev/null | head -c 3; }
-await() { until [ "$(word)" = $1 ]; do usleep 200000; done; }
-reach() { until ping -c 1 -W 1 $1 >/dev/null; do usleep 100000; done; }
-answers() { ping "$@" | sed -n "s/.* \([0-9]*\) packets received.*/\1/p"; }
-fetch() { until wget -q -O got http://$1/file; do usleep 500000; done; sha256sum <got | cut -c 1-64; }
-up() { ip address add $2 dev $1; ip link set $1 up; }
-serve() {
-    mkdir -p www/cgi-bin
-    head -c ${1:-1000000} /dev/urandom >www/file
-    echo sent=$(sha256sum <www/file | cut -c 1-64)
-    httpd -p 80 -h www
-}
-finish() { echo done; await end; }
-'
-
-# script NAME VARIABLE...: a guest's script is what comes in, with the variables before it.
-script() {
-    name=$1
-    shift
-    { printf '%s\n' "$common" "$@"; cat; } >"$name"
-    chmod 755 "$name"
-}
-
 script_a() {
     script a <<'END'
 up eth0 10.1.0.1/24
@@ -165,7 +140,7 @@ END
 
 # initrds NAME...: of guests with these scripts, and that of w, which has tcpdump.
 initrds() {
-    printf '%s\n' "$@" | cpio -o -H newc 2>/dev/null | cat "$INITRD" - >initrd
+    initrd_with "$@"
     { cat initrd; with_tcpdump; } >initrd.w
 }
 
@@ -176,23 +151,6 @@ with_tcpdump() (
         /lib64/ld-linux-x86-64.so.2 --list /opt/bin/tcpdump | grep -o '/lib/[^ ]*' | sed 's|^|usr|'
     } | cpio -o -H newc 2>/dev/null
 )
-
-# guest_of NAME CPUS INITRD NET...: its lines of a lab's file.
-guest_of() {
-    cat <<END
-  $1:
-    kernel: $KERNEL
-    initrd: $3
-    decompress: host
-    memory: 192M
-    cpus: $2
-    append: console=ttyS0 quiet ferry.run=/$1
-    disks: [{path: word, readonly: on}]
-    nets:
-END
-    shift 3
-    printf '      - {switch: %s}\n' "$@"
-}
 
 guest_a() { guest_of a 2 initrd "lab0, vlan: 10, mtu: 9000, queues: 2, mac: \"$A\""; }
 guest_b() { guest_of b 2 initrd "$1, trunk: 10+20, mtu: 9000, queues: 2, mac: \"$B\""; }
@@ -205,49 +163,6 @@ guest_w() { guest_of w 1 initrd.w "lab0, monitor: on, mac: \"${W}0\"" "lab0, mon
 
 mirrors='mirrors: ["a,from=a0,direction=in,to=w0", "twenty,direction=both,vlan=20,to=w1"]'
 d_is_denied='"300,in=d0,type=ip,dst=10.1.0.1,action=deny"'
-
-# lab_start FILE: in the background; its process is added to $labs.
-lab_start() {
-    ferry up $1 </dev/null >${1%.yaml}.ferry 2>&1 &
-    labs="${labs-} $!"
-}
-
-# tell WORD: all guests.
-tell() { echo "$1" | dd of=word conv=notrunc 2>/dev/null; }
-
-# wait_guest NAME LINE: until its console has the line.
-wait_guest() {
-    set +x
-    left=3000
-    until { ferry console --dump $1 2>&1 | tr -d '\r'; } >$1.console && grep -q -x -e "$2" $1.console; do
-        [ $left -gt 0 ] || { set -x; echo "$1 does not say '$2'"; tail -n 20 $1.console; return 1; }
-        left=$((left - 1))
-        usleep 100000
-    done
-    set -x
-}
-
-# labs_end GUEST...: until all have ended well; what they said goes to files GUEST.console.
-labs_end() {
-    for FERRY in $labs; do
-        guest_end
-        [ $STATUS = 0 ]
-    done
-    for guest; do ferry console --dump $guest | tr -d '\r' >$guest.console; done
-}
-
-# said GUEST LINE
-said() { grep -q -x -e "$2" $1.console || { echo "$1 does not say '$2':"; tail -n 20 $1.console; return 1; }; }
-
-# told GUEST KEY: what it said of it.
-told() { sed -n "s/^$2=//p" $1.console; }
-
-# counted SWITCH PORT KEY: that of the port, from the switch's JSON, in which a port's keys follow its name.
-counted() {
-    n=$(ferry net $1 --json | awk -v port="\"$2\"," -v key="\"$3\":" '
-        $1 == "\"name\":" { inside = $2 == port } inside && $1 == key { print $2 + 0; exit }')
-    [ "${n:-0}" -gt 0 ] || { ferry net $1; return 1; }
-}
 
 # all_meet: lets the guests go, and waits until each has done its part.
 all_meet() {
@@ -307,7 +222,6 @@ all_is_well() {
 scripts() {
     for guest in a b c d w; do script_$guest; done
     initrds a b c d w
-    truncate -s 4096 word
 }
 
 test_guests_of_one_process_meet_as_vlans_rules_and_addresses_allow_and_mirrors_see_it() {
@@ -452,7 +366,6 @@ test_cards_that_lack_one_feature_each_carry_files_both_ways() {
     features_script a 1 2
     features_script b 2 1
     initrds a b
-    truncate -s 4096 word
     {
         echo 'switches: {lab0: {}}'
         echo 'guests:'
