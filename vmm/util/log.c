@@ -59,6 +59,14 @@ static void write_line(enum log_level level, const char *text)
         return; /* standard error is gone: there is nobody left to tell */
 }
 
+/* What guests, peers and files are called, or say of themselves, does not steer the terminal. */
+static void defuse(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ' || *text == 0x7F)
+            *text = '?';
+}
+
 static void log_va(enum log_level level, const char *format, va_list args)
 {
     char text[1024];
@@ -66,6 +74,7 @@ static void log_va(enum log_level level, const char *format, va_list args)
     if ((int)level > atomic_load_explicit(&max_level, memory_order_relaxed))
         return;
     vsnprintf(text, sizeof(text), format, args);
+    defuse(text);
     if (diverted_to && level == LOG_LEVEL_ERROR)
         snprintf(diverted_to, diverted_size, "%s", text);
     else

@@ -1,7 +1,7 @@
 /*
  * Messages to the person at the terminal.
  *
- * One line a message, on standard error, prefixed "ferry: ". Errors are written once, by the place
+ * One line a message, on standard error, prefixed "ferry: "; a control character in it is shown as '?'. Errors are written once, by the place
  * that knows the cause, in the form: what failed, on what, why, what to try. Any thread may call.
  */
 #ifndef FERRY_UTIL_LOG_H

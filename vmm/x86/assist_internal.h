@@ -5,8 +5,8 @@
 #ifndef FERRY_X86_ASSIST_INTERNAL_H
 #define FERRY_X86_ASSIST_INTERNAL_H
 
-#include "vmm/x86/count.h"
 #include "vmm/x86/assist.h"
+#include "vmm/x86/count.h"
 #include "vmm/x86/interpret.h"
 #include "vmm/x86/syscall.h"
 #include "vmm/x86/tick.h"
