@@ -26,6 +26,7 @@ struct packet_tag {
     uint16_t tci;      /* of the tag that it came with, or 0 */
     uint16_t priority; /* the bits of the TCI beside the VLAN: PCP and DEI */
     bool tagged;       /* it came with a tag that is not payload */
+    bool covers;       /* its payload begins with a tag, which without one before it says the VLAN */
 };
 
 /* Each result is PATH_GO or an enum switch_drop. `header`: of the frame, its addresses first. */
@@ -43,6 +44,11 @@ static inline int path_check_addresses(const uint8_t *header)
     return PATH_GO;
 }
 
+static inline bool path_is_tag(uint16_t type)
+{
+    return type == VLAN_TPID_CUSTOMER || type == VLAN_TPID_SERVICE;
+}
+
 /* Reads the tag behind the addresses. `length`: bytes at hand. */
 static inline int path_read_tag(const struct switch_port *port, const uint8_t *header,
                                 size_t length, struct packet_tag *tag)
@@ -52,15 +58,16 @@ static inline int path_read_tag(const struct switch_port *port, const uint8_t *h
     *tag = (struct packet_tag){
         .tpid = port->vlan.tunnel ? VLAN_TPID_SERVICE : VLAN_TPID_CUSTOMER,
     };
-    if (type != VLAN_TPID_CUSTOMER && type != VLAN_TPID_SERVICE)
+    if (!path_is_tag(type))
         return PATH_GO;
     if (length < PATH_ADDRESSES + PATH_TAG + 2)
         return SWITCH_DROP_MALFORMED;
     tci = get16(header + PATH_ADDRESSES + 2);
     tag->priority = tci & 0xF000;
-    if (port->vlan.tunnel) /* it is the customer's: payload */
+    tag->tagged = !port->vlan.tunnel; /* there it is the customer's: payload */
+    tag->covers = !tag->tagged || path_is_tag(get16(header + PATH_ADDRESSES + PATH_TAG));
+    if (!tag->tagged)
         return PATH_GO;
-    tag->tagged = true;
     tag->tpid = type;
     tag->tci = tci;
     return PATH_GO;
@@ -132,7 +139,9 @@ static inline struct path_form path_form(const struct switch_port *port,
 {
     if (port->kind == SWITCH_PORT_MIRROR)
         return (struct path_form){tag->tagged, tag->tci};
-    if (vlan != port->vlan.untagged_out)
+    /* Bare, a tag in the payload would be the frame's own to whoever takes tags: who may send into
+     * this VLAN alone would reach any. */
+    if (vlan != port->vlan.untagged_out || (tag->covers && port->vlan.accepts_tags))
         return (struct path_form){true, (uint16_t)(tag->priority | vlan)};
     if (port->vlan.priority_tags && tag->priority)
         return (struct path_form){true, tag->priority};

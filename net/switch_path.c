@@ -554,7 +554,7 @@ static inline bool is_plain(const struct batch *batch, const struct sending *sen
     const struct packet *packet = &batch->packets[i];
 
     return sending->plain && batch->frames[i].iovcnt == 1 && !packet->tag.tagged &&
-           packet->vlan == sending->to->vlan.untagged_out;
+           !packet->tag.covers && packet->vlan == sending->to->vlan.untagged_out;
 }
 
 /* Adds one that is_plain(). */

@@ -108,7 +108,7 @@ static void expect_out(unsigned mode, const struct inside *inside, const char *w
 
     if (!inside->admitted || (one && inside->vlan != 10))
         expect_nothing(what);
-    else if (one || (mode == NATIVE_UNTAGGED && inside->vlan == 10))
+    else if (one || (mode == NATIVE_UNTAGGED && inside->vlan == 10 && inside->inner == NO_TAG))
         expect(inside->inner, NO_TAG, what);
     else
         expect(tag, inside->inner, what);
@@ -211,6 +211,31 @@ Test(net_switch_vlan, a_priority_survives_from_an_access_port_to_a_trunk)
     rig_add_guest(1, "trunk=10");
     send_tagged(C(0xE000), NO_TAG);
     expect(C(0xE00A), NO_TAG, "priority 7");
+}
+
+/* Behind a priority tag, which is none of a VLAN's, a guest may have one of any VLAN's. */
+Test(net_switch_vlan, a_tag_behind_a_priority_tag_does_not_become_the_frames_own_at_a_trunk)
+{
+    rig_add_guest(0, NULL);
+    rig_add_uplink(1, NULL);
+    send_tagged(C(0), C(20));
+    expect(C(0), C(20), "from VLAN 0 to an uplink");
+}
+
+Test(net_switch_vlan, a_tag_behind_a_priority_tag_does_not_become_the_frames_own_at_a_native_port)
+{
+    rig_add_guest(0, "vlan=10");
+    rig_add_guest(1, modes[NATIVE_UNTAGGED]);
+    send_tagged(C(0xE000), S(20));
+    expect(C(0xE00A), S(20), "from VLAN 10, where it is native");
+}
+
+Test(net_switch_vlan, a_tag_behind_another_stays_payload_at_an_access_port)
+{
+    rig_add_guest(0, modes[TRUNK]);
+    rig_add_guest(1, "vlan=10");
+    send_tagged(C(10), C(20));
+    expect(C(20), NO_TAG, "with what was in it");
 }
 
 Test(net_switch_vlan, a_tag_without_room_for_it_is_malformed)
