@@ -4,8 +4,9 @@
  * A station is known by its MAC and not by a client identifier (RFC 2131 §2 would have the latter
  * first): a guest's MAC is given by its owner and stays, while guests made from one image tell the
  * same identifier. An address is not probed before it is offered (§2.2, a SHOULD): nobody else gives
- * out addresses on a network of Ferry's own. No relays (giaddr): there is nothing between. Checksums
- * of what comes are not checked: the frames come from memory, and may not have theirs yet.
+ * out addresses on a network of Ferry's own. No relays (giaddr): there is nothing between, so each
+ * station speaks for itself, by frames from the MAC that its message names. Checksums of what comes
+ * are not checked: the frames come from memory, and may not have theirs yet.
  *
  * No state but the leases. Texts: RFC 2131, RFC 2132, RFC 3396 (not done: no option here is long
  * enough to be split), RFC 768, RFC 791.
@@ -174,7 +175,9 @@ static unsigned read_options(struct request *request, const uint8_t *at, size_t 
     return overload;
 }
 
-static bool read_request(struct request *request, const uint8_t *payload, size_t length)
+/* `sender`: from whose address the frame came. */
+static bool read_request(struct request *request, const uint8_t *sender, const uint8_t *payload,
+                         size_t length)
 {
     const struct message *m = &request->message;
     unsigned overload;
@@ -184,7 +187,8 @@ static bool read_request(struct request *request, const uint8_t *payload, size_t
         return false;
     memcpy(&request->message, payload, sizeof(*m));
     if (m->op != BOOTREQUEST || m->htype != ETHERNET || m->hlen != 6 ||
-        m->cookie != htonl(COOKIE) || m->giaddr != 0 || m->chaddr[0] & 1)
+        m->cookie != htonl(COOKIE) || m->giaddr != 0 || m->chaddr[0] & 1 ||
+        memcmp(m->chaddr, sender, ETH_ALEN) != 0)
         return false;
     overload = read_options(request, payload + sizeof(*m), length - sizeof(*m));
     if (overload & 1)
@@ -386,7 +390,7 @@ size_t dhcp_answer(struct dhcp_server *server, const uint8_t *frame, size_t leng
     size_t payload_length;
     const uint8_t *payload = find_payload(frame, length, &payload_length);
 
-    if (!payload || !read_request(&request, payload, payload_length))
+    if (!payload || !read_request(&request, frame + ETH_ALEN, payload, payload_length))
         return 0;
     switch (request.type) {
     case DISCOVER:
@@ -394,7 +398,8 @@ size_t dhcp_answer(struct dhcp_server *server, const uint8_t *frame, size_t leng
     case REQUEST:
         return handle_request(server, &request, now, answer);
     case DECLINE:
-        log_warn("%s: a guest found the address it was given in use", server->config.name);
+        log_guest(&server->log_rate, "%s: a guest found the address it was given in use",
+                  server->config.name);
         dhcp_leases_decline(server->leases, request.message.chaddr, now + server->config.lease);
         return 0;
     case RELEASE: /* the binding stays, for when it comes back */

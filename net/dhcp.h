@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "net/dhcp_leases.h"
+#include "vmm/util/log.h"
 
 #define DHCP_MAX_DNS 3u
 #define DHCP_DOMAIN_MAX 200u
@@ -40,6 +41,7 @@ struct dhcp_server {
     /* A station has got an address that it did not have before: worth keeping. May be NULL. */
     void (*bound)(struct dhcp_server *server, const uint8_t mac[6], struct in_addr address);
     uint64_t full; /* messages left unanswered for want of an address */
+    struct log_rate log_rate;
 };
 
 /* Whether the frame, of which `length` bytes are there, is for a DHCP server: IPv4, UDP, port 67. */

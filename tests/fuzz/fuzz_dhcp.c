@@ -114,6 +114,7 @@ static size_t compose(const uint8_t *from, uint8_t *frame)
         memcpy(bootp + 12, (const uint8_t[]){10, 1, 2, from[2]}, 4);
     bootp[28] = 2;
     bootp[33] = from[0] % N_STATIONS;
+    memcpy(frame + 6, bootp + 28, 6);
     memcpy(bootp + 236, &cookie, 4);
     memcpy(at, (const uint8_t[]){53, 1, (uint8_t)(from[1] % 9)}, 3);
     at += 3;

@@ -16,7 +16,7 @@ static struct dhcp_server server;
 static struct dhcp_client client;
 static struct dhcp_reply reply;
 static uint64_t now;
-static unsigned bound;
+static unsigned bound, logged;
 
 static uint32_t ip(const char *text)
 {
@@ -31,10 +31,11 @@ static void on_bound(struct dhcp_server *s, const uint8_t mac[6], struct in_addr
     bound++;
 }
 
-static void no_log(enum log_level level, const char *line)
+static void count_log(enum log_level level, const char *line)
 {
     (void)level;
     (void)line;
+    logged++;
 }
 
 static void make_leases(unsigned prefix, const struct dhcp_fixed *fixed, unsigned n_fixed)
@@ -47,7 +48,8 @@ static void make_leases(unsigned prefix, const struct dhcp_fixed *fixed, unsigne
 
 static void set_up(void)
 {
-    log_set_sink(no_log);
+    log_set_sink(count_log);
+    logged = 0;
     now = 1000;
     bound = 0;
     server = (struct dhcp_server){
@@ -273,6 +275,51 @@ Test(dhcp, a_declined_address_comes_back_in_time)
     cr_assert_not(ask(DECLINE));
     now += 3600;
     cr_assert_eq(take_lease(2), ip("10.1.2.16"));
+}
+
+/* A switch lets nobody send from another's address, so a frame's source can be believed. */
+static void say_for_another(uint8_t type, uint8_t number)
+{
+    uint8_t frame[DHCP_CLIENT_FRAME_MAX], answer[DHCP_FRAME_MAX];
+    size_t length;
+
+    client = (struct dhcp_client){.mac = {2, 0, 0, 0, 1, number}, .type = type};
+    length = dhcp_client_frame(&client, frame);
+    frame[6 + 5] = 99;
+    cr_assert_eq(dhcp_answer(&server, frame, length, now, answer), 0);
+}
+
+Test(dhcp, nobody_declines_anothers_address)
+{
+    take_lease(1);
+    say_for_another(DECLINE, 1);
+    client.ciaddr = ip("10.1.2.16");
+    cr_assert(ask(REQUEST));
+    cr_assert_eq(reply.type, ACK);
+}
+
+Test(dhcp, nobody_releases_anothers_address)
+{
+    make_leases(27, NULL, 0);
+    for (uint8_t i = 1; i <= 15; i++)
+        take_lease(i);
+    say_for_another(RELEASE, 15);
+    client = (struct dhcp_client){.mac = {2, 0, 0, 0, 1, 99}};
+    cr_assert_not(ask(DISCOVER), "the lease still runs");
+}
+
+Test(dhcp, nobody_takes_addresses_in_the_name_of_others)
+{
+    say_for_another(DISCOVER, 1);
+}
+
+Test(dhcp, a_station_that_declines_address_after_address_does_not_flood_the_log)
+{
+    for (unsigned i = 0; i < 200; i++) {
+        client.address = take_lease(1);
+        cr_assert_not(ask(DECLINE));
+    }
+    cr_assert_lt(logged, 100, "%u lines", logged);
 }
 
 Test(dhcp, a_client_with_an_address_may_ask_for_the_rest)
