@@ -38,6 +38,8 @@ struct announcer {
     struct loop_timer timer;
     uint64_t begun_ns;
     unsigned number; /* of the announcement that is due next */
+    void (*ask)(void *opaque);
+    void *opaque;
     uint8_t mac[6];
     unsigned n;
     struct switch_address addresses[]; /* n */
@@ -180,6 +182,7 @@ static void announce(struct announcer *a)
 static void announce_next(struct announcer *a)
 {
     announce(a);
+    a->ask(a->opaque);
     if (++a->number < ANNOUNCE_TIMES)
         loop_timer_set(a->loop, &a->timer, a->begun_ns + announce_delay(a->number));
 }
@@ -190,7 +193,8 @@ static void expired(struct loop_timer *timer)
 }
 
 int announcer_create(struct announcer **out, struct loop *loop, struct net_port *port,
-                     const uint8_t mac[6], const struct switch_address *addresses, unsigned n)
+                     const uint8_t mac[6], const struct switch_address *addresses, unsigned n,
+                     void (*ask)(void *opaque), void *opaque)
 {
     struct announcer *a = calloc(1, sizeof(*a) + n * sizeof(a->addresses[0]));
 
@@ -201,6 +205,8 @@ int announcer_create(struct announcer **out, struct loop *loop, struct net_port 
     a->timer.expired = expired;
     a->begun_ns = loop_now_ns();
     memcpy(a->mac, mac, sizeof(a->mac));
+    a->ask = ask;
+    a->opaque = opaque;
     a->n = n;
     if (n > 0)
         memcpy(a->addresses, addresses, n * sizeof(*addresses));

@@ -23,10 +23,12 @@ struct net_port;
 
 /*
  * Begins at once. port: the guest's end of its wire, borrowed as long as the announcer lives; mac: of
- * its card. addresses are copied. -ENOMEM.
+ * its card. addresses are copied. ask(opaque), each time after the frames: the guest is to announce
+ * itself, too. -ENOMEM.
  */
 int announcer_create(struct announcer **out, struct loop *loop, struct net_port *port,
-                     const uint8_t mac[6], const struct switch_address *addresses, unsigned n);
+                     const uint8_t mac[6], const struct switch_address *addresses, unsigned n,
+                     void (*ask)(void *opaque), void *opaque);
 /* NULL is fine. */
 void announcer_destroy(struct announcer *announcer);
 

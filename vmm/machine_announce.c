@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "devices/virtio/net.h"
 #include "migration/snapshot.h"
 #include "net/announce.h"
 #include "net/port.h"
@@ -115,6 +116,16 @@ struct announcing {
     struct listing listing;
 };
 
+/* What the guest sends by itself may be lost as well, so it is asked each time. */
+static void ask_guest(void *opaque)
+{
+    struct machine_nic *nic = opaque;
+
+    device_lock(&nic->env);
+    virtio_net_announce(nic->card);
+    device_unlock(&nic->env);
+}
+
 /* The wire's other end is the card's; what is sent from there comes as the guest's own. */
 static int start_announcer(void *arg)
 {
@@ -128,7 +139,7 @@ static int start_announcer(void *arg)
         return 0;
     return announcer_create(&nic->announcer, nic->env.loop, end->peer,
                             a->m->config->nets[a->index].mac.bytes, a->listing.addresses,
-                            a->listing.n);
+                            a->listing.n, ask_guest, nic);
 }
 
 static int stop_announcer(void *arg)

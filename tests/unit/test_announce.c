@@ -92,22 +92,29 @@ static bool all_told(void *arg)
     return ((struct peer *)arg)->runs == ANNOUNCE_TIMES;
 }
 
-Test(announce, tells_all_five_times)
+static void count(void *opaque)
+{
+    (*(unsigned *)opaque)++;
+}
+
+Test(announce, tells_all_and_asks_the_guest_five_times)
 {
     const struct switch_address addresses[] = {v4, tagged, v6};
     struct peer card = {.port.ops = &ops}, peer = {.port.ops = &ops};
     struct announcer *a;
     struct loop *loop;
+    unsigned asked = 0;
     uint64_t begun;
 
     cr_assert_eq(loop_create(&loop, 8), 0);
     net_port_connect(&card.port, &peer.port);
     begun = loop_now_ns();
-    cr_assert_eq(announcer_create(&a, loop, &card.port, mac, addresses, 3), 0);
+    cr_assert_eq(announcer_create(&a, loop, &card.port, mac, addresses, 3, count, &asked), 0);
     cr_expect_eq(peer.runs, 1, "at once");
     cr_expect_eq(peer.frames, 5, "RARP without a tag and with one, and the addresses");
     cr_assert_eq(loop_run_until(loop, all_told, &peer, 0), 0);
     cr_expect_eq(peer.frames, 25);
+    cr_expect_eq(asked, ANNOUNCE_TIMES);
     cr_expect_geq(loop_now_ns() - begun, announce_delay(ANNOUNCE_TIMES - 1));
     announcer_destroy(a);
     loop_destroy(loop);
