@@ -44,6 +44,7 @@ struct link {
     bool heard;           /* something was received */
     unsigned patience_ms; /* for receiving */
     uint64_t sent; /* bytes */
+    bool torn;     /* a message left in part: nothing that follows would be understood */
     const struct link *watched[LINK_MAX_WATCHED]; /* borrowed */
     unsigned n_watched;
     char name[LINK_TEXT_MAX];
@@ -264,8 +265,9 @@ static ssize_t transmit(struct link *link, const struct msghdr *message)
 /* Sends all that the message names; its iovec is used up. */
 static int send_all(struct link *link, struct msghdr *message)
 {
+    const uint64_t before = link->sent;
     uint64_t deadline = patience_from_now();
-    int err = 0;
+    int err = link->torn ? -EPIPE : 0;
 
     advance(message, 0);
     while (!err && message->msg_iovlen > 0) {
@@ -283,6 +285,7 @@ static int send_all(struct link *link, struct msghdr *message)
             err = (int)n;
         }
     }
+    link->torn = link->torn || (err && link->sent != before);
     return err;
 }
 
@@ -410,20 +413,19 @@ int link_secure(struct link *link, const struct tls_identity *identity, const ch
 
 /* ---- receiving ---- */
 
+/* Of those that came along the last: with the room for one, padding included, there may be two. */
 static void keep_fd(struct link *link, struct msghdr *message)
 {
     struct cmsghdr *head = CMSG_FIRSTHDR(message);
 
     for (; head; head = CMSG_NXTHDR(message, head)) {
-        int fd;
-
-        if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS ||
-            head->cmsg_len < CMSG_LEN(sizeof(int)))
+        if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
             continue;
-        memcpy(&fd, CMSG_DATA(head), sizeof(fd)); /* there was room for one */
-        if (link->received_fd >= 0)
-            close(link->received_fd);
-        link->received_fd = fd;
+        for (size_t at = 0; CMSG_LEN(at + sizeof(int)) <= head->cmsg_len; at += sizeof(int)) {
+            if (link->received_fd >= 0)
+                close(link->received_fd);
+            memcpy(&link->received_fd, CMSG_DATA(head) + at, sizeof(int));
+        }
     }
 }
 

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "vmm/util/log.h"
+#include "vmm/util/unix_probe.h"
 
 /* A source's further connections come at once. */
 #define BACKLOG 32
@@ -120,14 +121,10 @@ static int look_up(const struct link_address *address, bool passive, struct addr
 static int bind_unix(const struct link_address *address, int fd)
 {
     const struct sockaddr_un un = unix_address(address);
-    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    bool taken = probe >= 0 && connect(probe, (const struct sockaddr *)&un, sizeof(un)) == 0;
 
     /* Only what is a socket, and one whose process has ended, is removed. */
-    if (!taken && errno == ECONNREFUSED)
+    if (unix_probe(&un) == -ECONNREFUSED)
         (void)unlink(un.sun_path);
-    if (probe >= 0)
-        close(probe);
     if (bind(fd, (const struct sockaddr *)&un, sizeof(un)) < 0)
         return -errno;
     return 0;

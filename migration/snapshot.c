@@ -110,6 +110,7 @@ struct image {
 
 struct snapshot_writer {
     const struct guest_memory *mem; /* borrowed */
+    int folder_fd;                  /* owns: where it is to lie */
     int fd;                         /* owns: of a file without a name, or with: */
     char temporary[PATH_MAX];       /* "": it has none */
     char path[PATH_MAX];            /* the name that it is to have */
@@ -374,7 +375,7 @@ int snapshot_writer_create(struct snapshot_writer **out, const char *path,
 
     if (!w)
         return -ENOMEM;
-    w->fd = -1;
+    w->fd = w->folder_fd = -1;
     w->mem = mem;
     len = snprintf(w->path, sizeof(w->path), "%s", path);
     if (len < 0 || (size_t)len >= sizeof(w->path))
@@ -382,6 +383,8 @@ int snapshot_writer_create(struct snapshot_writer **out, const char *path,
     if (!err)
         err = make_images(w, state_bytes);
     if (!err)
+        err = w->folder_fd = open_folder(path, O_RDONLY | O_DIRECTORY);
+    if (err >= 0)
         err = open_temporary(w);
     if (err) {
         log_error("cannot save to %s: %s", path, strerror(-err));
@@ -405,6 +408,8 @@ void snapshot_writer_destroy(struct snapshot_writer *w)
         (void)unlink(w->temporary);
     if (w->fd >= 0)
         close(w->fd);
+    if (w->folder_fd >= 0)
+        close(w->folder_fd);
     free(w);
 }
 
@@ -517,19 +522,6 @@ static int name_temporary(struct snapshot_writer *w)
     return fd;
 }
 
-/* The folder's entry must be on the disk, too, before the guest may end. */
-static int sync_folder(const char *path)
-{
-    int fd = open_folder(path, O_RDONLY | O_DIRECTORY), err = 0;
-
-    if (fd < 0)
-        return fd;
-    if (fsync(fd) < 0)
-        err = -errno;
-    close(fd);
-    return err;
-}
-
 static int publish(struct snapshot_writer *w)
 {
     int err = name_temporary(w);
@@ -539,7 +531,13 @@ static int publish(struct snapshot_writer *w)
     if (err)
         return err;
     w->temporary[0] = '\0';
-    return sync_folder(w->path);
+    /* The folder's entry must be on the disk, too, before the guest may end; it runs on otherwise, and not
+     * from the file as well. */
+    if (fsync(w->folder_fd) < 0) {
+        err = -errno;
+        (void)unlink(w->path);
+    }
+    return err;
 }
 
 int snapshot_writer_finish(struct snapshot_writer *w, const struct snapshot *snapshot,

@@ -128,13 +128,24 @@ static int heard_abort(struct source *s, char *why)
     return -EREMOTEIO;
 }
 
+/* What all that it says begins with. */
+static int hear_header(struct source *s)
+{
+    int err = s->header_heard ? 0 : stream_read_header(link_reader(s->link));
+
+    s->header_heard = !err;
+    return err;
+}
+
 /* The next section from there, which must be of that kind; its payload is the caller's. */
 static int expect(struct source *s, enum stream_kind kind, char **payload)
 {
     struct stream_section section;
     void *bytes;
-    int err = stream_read_section(link_reader(s->link), &section, &bytes);
+    int err = hear_header(s);
 
+    if (!err)
+        err = stream_read_section(link_reader(s->link), &section, &bytes);
     if (err)
         return err;
     if (section.kind == (uint32_t)kind) {
@@ -197,7 +208,7 @@ int source_introduce(struct source *s, const struct snapshot *hello, char **repo
         err = link_send(s->link, STREAM_END, "", "", 0);
     if (err)
         return ended(s, unheard(source_lost(s, err)));
-    err = unheard(stream_read_header(link_reader(s->link)));
+    err = unheard(hear_header(s));
     if (!err)
         err = expect(s, STREAM_REPORT, report);
     return ended(s, err);

@@ -53,6 +53,7 @@ struct lane {
 
 struct source {
     struct link *link; /* owns */
+    bool header_heard; /* from there */
     struct guest_memory *mem;
     const struct source_ops *ops;
     void *opaque;

@@ -26,6 +26,7 @@
 #include "vmm/util/log.h"
 #include "vmm/util/loop.h"
 #include "vmm/util/rundir.h"
+#include "vmm/util/unix_probe.h"
 
 #define BACKLOG 8
 #define MAX_CLIENTS 16u
@@ -420,14 +421,7 @@ static void client_waits(struct loop_op *op, int result)
 /* Whether somebody listens at the address. */
 static bool in_use(const struct sockaddr_un *address)
 {
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    bool answered;
-
-    if (fd < 0)
-        return false;
-    answered = connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0;
-    close(fd);
-    return answered;
+    return unix_probe(address) == -EPROTOTYPE;
 }
 
 /* Under the folder's lock, so that of two who take a name at once one is told. */
@@ -482,13 +476,7 @@ static int take_name(struct control *c, const char *folder, const char *name)
 /* Whether it is certain that nobody listens. Who binds a name listens before the lock is free. */
 static bool is_dead(const struct sockaddr_un *address)
 {
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    bool dead = fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 &&
-                errno == ECONNREFUSED;
-
-    if (fd >= 0)
-        close(fd);
-    return dead;
+    return unix_probe(address) == -ECONNREFUSED;
 }
 
 /* The address of the socket of that name; false: it cannot have one. */

@@ -256,6 +256,29 @@ Test(migration, never_doubles_a_guest_when_the_answers_are_spoilt)
     try_faults(SPOIL, 1);
 }
 
+/* ---- a destination that says no before it has heard all ---- */
+
+Test(migration, hears_why_it_is_refused_by_one_who_does_not_listen_to_the_end)
+{
+    struct guest *g = new_guest();
+    struct link *near, *far;
+    char *report = NULL;
+    struct source *s;
+    int pair[2];
+
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    cr_assert_eq(link_create(&near, pair[0], "the target"), 0);
+    cr_assert_eq(link_create(&far, pair[1], "the source"), 0);
+    cr_assert_eq(link_send_header(far), 0);
+    cr_assert_eq(link_send(far, STREAM_ABORT, "", "no room", 7), 0);
+    link_destroy(far);
+    cr_assert_eq(source_create(&s, near, g->mem, &rig_ops, g, &g->config), 0);
+    cr_expect_eq(source_introduce(s, &g->hello, &report), -EREMOTEIO);
+    cr_expect_str_eq(source_reason(s), "no room");
+    source_destroy(s);
+    destroy_guest(g);
+}
+
 /* ---- pages that are not the guest's ---- */
 
 static int receive_run(uint64_t gpa, uint32_t pages, uint32_t flags, uint32_t bytes)

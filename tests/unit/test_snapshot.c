@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -247,6 +248,25 @@ static unsigned files_in(const char *where)
         n += entry->d_name[0] != '.';
     closedir(dir);
     return n;
+}
+
+/* Its entry could not be brought to the disk: the guest would run on, and from the file as well. */
+Test(snapshot, is_not_written_to_a_folder_that_cannot_be_read)
+{
+    const uid_t nobody = 65534;
+    struct snapshot snapshot = {0};
+    struct snapshot_summary summary;
+
+    cr_assert_eq(chmod(folder, 0300), 0);
+    if (geteuid() == 0) {
+        cr_assert_eq(chown(folder, nobody, nobody), 0);
+        cr_assert_eq(seteuid(nobody), 0);
+        cr_assert_eq(prctl(PR_SET_DUMPABLE, 1), 0, "or /proc/self is not ours");
+    }
+    cr_expect_eq(snapshot_write(&snapshot, mem, path, &summary), -EACCES);
+    (void)seteuid(getuid());
+    cr_assert_eq(chmod(folder, 0700), 0);
+    cr_expect_eq(files_in(folder), 0);
 }
 
 Test(snapshot, that_is_not_finished_leaves_nothing)
