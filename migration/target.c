@@ -330,6 +330,11 @@ int target_running(struct target *t, const char *json)
     return link_send(t->link, STREAM_RUNNING, "", json, strlen(json));
 }
 
+bool target_has_answered(const struct target *t)
+{
+    return t->header_sent;
+}
+
 void target_refuse(struct target *t, const char *why)
 {
     if (!t->header_sent && link_send_header(t->link) < 0)

@@ -69,6 +69,8 @@ void target_follow(struct target *target, const struct target_follow_ops *ops, v
 /* Says that it runs, with a JSON text. */
 int target_running(struct target *target, const char *json);
 
+/* Whether it said a word already. */
+bool target_has_answered(const struct target *target);
 /* Says why this side gives up; not after target_running(). */
 void target_refuse(struct target *target, const char *why);
 

@@ -228,8 +228,8 @@ static bool serve(const struct receive_options *wanted, struct door *door, struc
         target_set_door(v.target, door->fd, &door->terms);
     if (!err)
         err = take_in(&v);
-    if (err == -EOPNOTSUPP)
-        target_refuse(v.target, "what it needs is not known here; the log there says what");
+    if (err && v.target && !target_has_answered(v.target))
+        target_refuse(v.target, "it cannot be taken there; the log there says why");
     receive_end_visit(&v);
     if (!err) {
         receive_close(door);

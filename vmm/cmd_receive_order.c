@@ -105,8 +105,8 @@ static int take(struct reception *r)
     err = process_work(r->process, ending, hear, cancel_hearing, v);
     if (!err)
         err = receive_guest(v);
-    if (err == -EOPNOTSUPP)
-        target_refuse(v->target, "what it needs is not known here; the log there says what");
+    if (err && !target_has_answered(v->target))
+        target_refuse(v->target, "it cannot be taken there; the log there says why");
     return err;
 }
 

@@ -130,7 +130,7 @@ void machine_ask_to_end(struct machine *m, int signal_number)
     m->signal_number = signal_number;
     if (m->ended)
         return;
-    if (m->arrival) { /* nobody there to press a button for */
+    if (m->arrival && !m->arrived) { /* nobody there to press a button for */
         end(m, MACHINE_KILLED);
         return;
     }
@@ -655,11 +655,12 @@ void machine_serve(struct machine *m)
         err = handle_event(m);
     if (!err && !m->ended && m->save_path)
         err = machine_save(m);
+    if (!err)
+        machine_migrate_serve(m);
     if (!err && !m->ended)
-        err = handle_event(m); /* one that came while it was not saved after all */
+        err = handle_event(m); /* one that came while it was not saved, or did not go, after all */
     if (err)
         end(m, MACHINE_FAILED);
-    machine_migrate_serve(m);
 }
 
 void machine_halt(struct machine *m)

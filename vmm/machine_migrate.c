@@ -266,8 +266,15 @@ static void explain(struct migration *g)
                  "-f %s'. InDoubt there, too: end it there by 'ferry stop -f', then let it run on here by "
                  "'ferry resume --force %s'. Not there, and not to come: 'ferry resume --force %s'", g->url,
                  g->m->config->name, g->m->config->name, g->m->config->name);
+    else if (g->m->in_doubt)
+        snprintf(g->error, sizeof(g->error),
+                 "the destination gave up: %s; another process has a disk of the guest, which stands still here: "
+                 "when that has ended, 'ferry resume --force %s'", reason ? reason : strerror(-g->err),
+                 g->m->config->name);
     else if (g->err == -ECANCELED)
         snprintf(g->error, sizeof(g->error), "cancelled; the guest runs on here");
+    else if (g->err == -ERESTART)
+        snprintf(g->error, sizeof(g->error), "the guest is about to end or to reset; it goes on here");
     else if (g->err == -ETIMEDOUT && g->config.give_up)
         snprintf(g->error, sizeof(g->error),
                  "the guest writes its memory faster than it can be sent; it runs on here");
@@ -303,8 +310,8 @@ static void finish(struct migration *g, int err)
     g->stage = STAGE_OVER;
     if (g->source)
         source_get_status(g->source, &g->last);
-    else
-        g->last.phase = SOURCE_FAILED;
+    if (err)
+        g->last.phase = g->m->in_doubt ? SOURCE_IN_DOUBT : SOURCE_FAILED;
     if (g->last.phase == SOURCE_COMPLETED)
         g->nics = machine_follow_tell(g->m, &g->last, source_traffic(g->source));
     if (g->check && !err)
@@ -389,6 +396,8 @@ static int stop_and_send(struct migration *g)
     machine_follow_keep(m);
     err = machine_quiesce(m);
     machine_follow_ask(m);
+    if (!err && machine_event_pending(m))
+        err = -ERESTART; /* a guest that ends or resets: nothing would tell the destination */
     if (!err)
         err = machine_gather(m, &g->state);
     if (!err)
@@ -396,17 +405,14 @@ static int stop_and_send(struct migration *g)
     return err ? err : machine_work(m, send_rest, cancel_source, g);
 }
 
-/* The guest is ours again, as it stood; a disk that another process took meanwhile is in doubt. */
+/* The guest is ours again, as it stood; in doubt, if another process took a disk of it meanwhile. */
 static void take_back(struct migration *g, bool disks_free)
 {
     struct machine *m = g->m;
 
     m->paused = true;
-    if (disks_free && machine_lock_disks(m, true) < 0) {
-        m->in_doubt = true;
-        return;
-    }
-    if (disks_free)
+    m->in_doubt = disks_free && machine_lock_disks(m, true) < 0;
+    if (disks_free && !m->in_doubt)
         machine_nets_hold_ports(m, true);
     if (!g->was_paused)
         (void)machine_resume(m);
@@ -525,8 +531,8 @@ static void note_told(struct migration *g)
     if (!g || g->last.phase != SOURCE_IN_DOUBT)
         return;
     g->last.phase = SOURCE_FAILED;
-    snprintf(g->error, sizeof(g->error), "the connection to %s was lost at the moment of the hand-over; "
-             "the guest was told to run on here", g->url);
+    snprintf(g->error, sizeof(g->error), "the hand-over to %s failed at its last moment; the guest was told "
+             "to run on here", g->url);
 }
 
 int machine_resume_by_force(struct machine *m)
