@@ -211,6 +211,8 @@ static enum placing take_buffer(struct virtio_net *net, struct virtqueue *vq, bo
         return NO_BUFFERS;
     if (got < 0)
         virtio_device_broken(&net->vdev, "its receive queue is corrupt");
+    else if (net->taken.n_readable > 0) /* which would take time and hold nothing */
+        virtio_device_broken(&net->vdev, "a receive buffer has something to be read");
     else if (net->taken.writable_bytes < (first ? net_header_bytes(net) : 1))
         virtio_device_broken(&net->vdev, "a receive buffer has no room for a header");
     else if (!virtio_has(&net->vdev, VIRTIO_NET_F_MRG_RXBUF) && net->taken.writable_bytes < whole)
@@ -443,7 +445,8 @@ static bool take_chains(struct virtio_net *net)
         if (got < 0)
             virtio_device_broken(&net->vdev, "its receive queue is corrupt");
         /* What is wrong with a buffer is said when a frame is to be put there. */
-        if (got > 0 && chain->writable_bytes < (lent->n == 0 ? net_header_bytes(net) : 1))
+        if (got > 0 && (chain->n_readable > 0 ||
+                        chain->writable_bytes < (lent->n == 0 ? net_header_bytes(net) : 1)))
             take_back(net, 1);
         else if (got > 0 && pieces + chain->n_readable + chain->n_writable > NET_LOAN_PIECES)
             take_back(net, 1);

@@ -242,7 +242,7 @@ int virtqueue_add_piece(struct virtqueue *vq, struct virtqueue_chain *chain,
     if (!writable && chain->n_writable > 0)
         return -EINVAL;
     if (p->length == 0)
-        return 0; /* nothing to hold; no text forbids it */
+        return ++chain->n_empty > VIRTQUEUE_MAX_EMPTY ? -EINVAL : 0; /* no text forbids it */
     if (n >= chain->capacity || n >= VIRTQUEUE_MAX_PIECES)
         return -EINVAL;
     host = memory_at(vq->mem, p->gpa, p->length);
@@ -290,9 +290,7 @@ static int walk_chain(struct virtqueue *vq, struct virtqueue_chain *chain)
         struct piece p;
         int err;
 
-        /* The second bound is for a huge indirect table full of empty pieces. */
-        if (walk.index >= walk.entries || walk.visited >= walk.entries ||
-            walk.visited >= VIRTQUEUE_MAX_PIECES)
+        if (walk.index >= walk.entries || walk.visited >= walk.entries)
             return -EINVAL;
         p = read_descriptor(walk.table, walk.index);
         walk.visited++;

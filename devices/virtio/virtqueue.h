@@ -21,6 +21,9 @@
 
 #define VIRTQUEUE_MAX_SIZE 1024
 #define VIRTQUEUE_MAX_PIECES 1024 /* of a chain, an indirect table's included */
+/* Pieces of no bytes in a chain. Reading one takes as long as any, and what a chain of them costs is
+ * bounded by nothing that its owner counts. */
+#define VIRTQUEUE_MAX_EMPTY 8
 
 /* What the driver set up; what migrates. */
 struct virtqueue_state {
@@ -56,7 +59,7 @@ struct virtqueue {
 /* One request: its readable pieces, then its writable ones, in iov[]; gpa[] runs beside it. */
 struct virtqueue_chain {
     uint16_t head; /* names it when it is returned */
-    unsigned n_readable, n_writable;
+    unsigned n_readable, n_writable, n_empty;
     uint64_t readable_bytes, writable_bytes;
     struct iovec *iov; /* n_readable + n_writable of them, the readable first */
     gpa_t *gpa;
@@ -84,7 +87,7 @@ int virtqueue_check(const struct virtqueue *vq, const struct virtqueue_state *st
 /*
  * 1: *chain holds the next request; 0: none waits, or the queue is not enabled; -EINVAL: broken
  * (vq->broken set). A chain longer than its capacity is broken, too. The entry counts as taken.
- * Pieces of no bytes are left out.
+ * Pieces of no bytes are left out; more than VIRTQUEUE_MAX_EMPTY of them break it.
  *
  * When it gives 0 and notifications are not disabled, the driver's next request raises a kick: who
  * pops until 0 misses none, with or without the event index, and needs no virtqueue_enable_kicks().

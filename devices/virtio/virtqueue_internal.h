@@ -24,6 +24,7 @@ static inline void virtqueue_chain_clear(struct virtqueue_chain *chain)
 {
     chain->n_readable = 0;
     chain->n_writable = 0;
+    chain->n_empty = 0;
     chain->readable_bytes = 0;
     chain->writable_bytes = 0;
 }

@@ -25,7 +25,7 @@ static struct virtqueue_chain chain;
 /* What the naive reader makes of a chain. */
 struct naive {
     bool broken;
-    unsigned n_readable, n_writable;
+    unsigned n_readable, n_writable, n_empty;
     struct vring_desc pieces[CAPACITY];
 };
 
@@ -51,7 +51,7 @@ static bool naive_piece(struct naive *out, const struct vring_desc *d)
     if (!writable && out->n_writable > 0)
         return false;
     if (d->len == 0)
-        return true;
+        return ++out->n_empty <= VIRTQUEUE_MAX_EMPTY;
     if (n == CAPACITY || !in_ram(d->addr, d->len))
         return false;
     out->pieces[n] = *d;
@@ -65,7 +65,7 @@ static bool naive_piece(struct naive *out, const struct vring_desc *d)
 static bool naive_table(struct naive *out, uint64_t table, uint64_t entries, unsigned index,
                         bool may_nest)
 {
-    for (unsigned seen = 0; seen < entries && seen < VIRTQUEUE_MAX_PIECES; seen++) {
+    for (unsigned seen = 0; seen < entries; seen++) {
         struct vring_desc d;
 
         if (index >= entries)

@@ -39,7 +39,7 @@ static struct {
 } model;
 
 struct naive {
-    unsigned n_readable, n_writable, count;
+    unsigned n_readable, n_writable, n_empty, count;
     uint16_t id;
     struct vring_packed_desc pieces[CAPACITY];
 };
@@ -62,7 +62,7 @@ static bool naive_piece(struct naive *out, const struct vring_packed_desc *d)
     if (!writable && out->n_writable > 0)
         return false;
     if (d->len == 0)
-        return true;
+        return ++out->n_empty <= VIRTQUEUE_MAX_EMPTY;
     if (n == CAPACITY || !in_ram(d->addr, d->len))
         return false;
     out->pieces[n] = *d;

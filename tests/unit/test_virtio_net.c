@@ -516,6 +516,19 @@ Test(virtio_net, a_receive_buffer_that_cannot_be_written_breaks_the_device)
     cr_assert(is_broken());
 }
 
+Test(virtio_net, a_receive_buffer_with_something_to_read_breaks_the_device)
+{
+    const struct fake_piece pieces[] = {
+        {.gpa = DATA, .length = 1},
+        {.gpa = DATA, .length = 2000, .writable = true},
+    };
+
+    start(BIT(VIRTIO_NET_F_MRG_RXBUF));
+    fake_queue_add(&queues[RX], pieces, 2);
+    cr_assert(send_to_card(card_mac, 60));
+    cr_assert(is_broken());
+}
+
 Test(virtio_net, a_receive_buffer_outside_memory_breaks_the_device)
 {
     start(BIT(VIRTIO_NET_F_MRG_RXBUF));

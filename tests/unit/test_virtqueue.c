@@ -476,6 +476,25 @@ Test(virtqueue, an_endless_table_of_empty_pieces_breaks_it)
     assert_table_breaks(TABLE_AT, 16 * (VIRTQUEUE_MAX_PIECES + 2), 0);
 }
 
+/* A table of `empty` pieces without bytes, and one with some. */
+static void publish_empty(unsigned empty)
+{
+    for (unsigned i = 0; i < empty; i++)
+        put_table(i, DATA_AT, 0, VRING_DESC_F_NEXT, (uint16_t)(i + 1));
+    put_table(empty, DATA_AT, 8, 0, 0);
+    fake_desc_write(&drv, 0, TABLE_AT, 16 * (empty + 1), VRING_DESC_F_INDIRECT, 0);
+    publish(0);
+}
+
+Test(virtqueue, more_pieces_without_bytes_than_anybody_needs_break_it)
+{
+    publish_empty(VIRTQUEUE_MAX_EMPTY);
+    cr_assert_eq(virtqueue_pop(&vq, &chain), 1);
+    cr_assert_eq(chain.readable_bytes, 8);
+    publish_empty(VIRTQUEUE_MAX_EMPTY + 1);
+    assert_broken();
+}
+
 Test(virtqueue, an_indirect_table_that_was_not_negotiated_breaks_it)
 {
     enable(true, false);
