@@ -369,8 +369,12 @@ static bool drain(struct stream_port *s)
         ssize_t sent = send(s->fd, s->out + s->out_at, message_end(s) - s->out_at,
                             MSG_DONTWAIT | MSG_NOSIGNAL);
 
-        if (sent < 0)
-            return errno != EAGAIN && errno != EINTR;
+        if (sent < 0 && (errno == EAGAIN || errno == EINTR))
+            return false;
+        if (sent < 0) { /* given up; that the peer is gone is told by the next read, whenever that is */
+            s->counters.unconnected++;
+            break;
+        }
         s->out_at += (size_t)sent;
     }
     s->out_at = s->out_used = 0;

@@ -349,6 +349,25 @@ Test(stream, a_receiver_without_room_gets_its_frames_later)
     close(peer);
 }
 
+/* Nothing is read while the receiver has no room, so nothing tells that the peer is gone. */
+Test(stream, what_waits_for_a_peer_that_went_is_given_up_while_the_receiver_has_no_room)
+{
+    static const uint8_t record[4 + 60] = {0, 0, 0, 60};
+    struct stream_counters counters;
+    int fd = join_by_hand();
+
+    a.refuses = true;
+    cr_assert_eq(write(fd, record, sizeof(record)), sizeof(record));
+    cr_assert_eq(loop_run_until(loop, is_refused, &a, DEADLINE), 0);
+    while (send_frames(&a, NET_BATCH, 1500, 0) == NET_BATCH)
+        ;
+    close(fd);
+    cr_assert_eq(loop_run_until(loop, is_readied, &a, DEADLINE), 0);
+    cr_assert_eq(send_frames(&a, 1, 60, 0), 1, "it is still held back");
+    stream_port_get_counters(one, &counters);
+    cr_assert_geq(counters.unconnected, 2);
+}
+
 Test(stream, a_peer_that_went_is_connected_to_again)
 {
     join();
