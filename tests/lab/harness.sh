@@ -148,7 +148,7 @@ run_test() {
 GUEST_WORDS='#!/bin/sh
 word() { dd if=/dev/vda bs=512 count=1 iflag=direct 2>/dev/null | head -c 3; }
 await() { until [ "$(word)" = $1 ]; do usleep 200000; done; }
-reach() { until ping -c 1 -W 1 $1 >/dev/null; do usleep 100000; done; }
+reach() { until ping -c 1 -W 1 "$@" >/dev/null; do usleep 100000; done; }
 answers() { ping "$@" | sed -n "s/.* \([0-9]*\) packets received.*/\1/p"; }
 fetch() { until wget -q -O got http://$1/file; do usleep 500000; done; sha256sum <got | cut -c 1-64; }
 up() { ip address add $2 dev $1; ip link set $1 up; }

@@ -25,7 +25,8 @@ echo mtu=$(cat /sys/class/net/eth0/mtu)
 serve
 await go
 reach 10.1.0.2
-echo large=$(answers -c 2 -s 8972 10.1.0.2)
+reach -W 10 -s 8972 10.1.0.2
+echo large=reached
 echo other=$(answers -c 2 -W 1 10.1.0.3)
 echo got=$(fetch 10.1.0.2)
 nc.openbsd -z -w 20 10.1.0.2 80 && echo port80=open
@@ -175,7 +176,7 @@ carried_files_both_ways() {
     [ "$(told a got)" = "$(told b sent)" ]
     [ "$(told b got)" = "$(told a sent)" ]
     said a mtu=9000
-    said a large=2
+    said a large=reached
 }
 
 used_several_queues() {
@@ -201,7 +202,7 @@ could_not_take_addresses() {
 
 were_watched() {
     said w talks=0
-    said w large=2
+    [ "$(told w large)" -gt 0 ]
     [ "$(told w port81)" -gt 0 ]
     [ "$(told w http)" -gt 0 ]
     said d marked=3
@@ -320,7 +321,8 @@ done
 await go
 for i in 0 1 2 3 4 5 6 7; do
     reach 10.$i.0.$other
-    echo large$i=$(answers -c 2 -s 8972 10.$i.0.$other)
+    reach -W 10 -s 8972 10.$i.0.$other
+    echo large$i=reached
     echo got$i=$(fetch 10.$i.0.$other)
 done
 finish
@@ -380,8 +382,8 @@ test_cards_that_lack_one_feature_each_carry_files_both_ways() {
     negotiated a 1
     negotiated b 2
     for card in 0 1 2 3 4 5 6 7; do
-        said a large$card=2
-        said b large$card=2
+        said a large$card=reached
+        said b large$card=reached
         [ "$(told a got$card)" = "$(told b sent)" ]
         [ "$(told b got$card)" = "$(told a sent)" ]
     done
