@@ -244,7 +244,7 @@ static void advance(struct msghdr *message, size_t sent)
         message->msg_iov++;
         message->msg_iovlen--;
     }
-    if (sent > 0) {
+    if (message->msg_iovlen > 0) {
         message->msg_iov->iov_base = (char *)message->msg_iov->iov_base + sent;
         message->msg_iov->iov_len -= sent;
     }

@@ -90,7 +90,7 @@ int bridge_helper_open(const char *who, const char *bridge)
 {
     const char *helper = find_helper();
     int ends[2] = {-1, -1}, fd, status = 0;
-    pid_t pid;
+    pid_t pid = -1;
 
     if (!helper)
         return -ENOENT;

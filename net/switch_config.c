@@ -207,11 +207,11 @@ __attribute__((format(printf, 2, 3))) static void add(struct text *t, const char
 
 static void add_vlan(struct text *t, const struct vlan_config *vlan)
 {
-    char *trunk = t->to + t->used;
-
     if (vlan->vlan || (!vlan->trunk_given && !vlan->native && vlan->mode == VLAN_AUTO))
         add(t, ",vlan=%u", vlan->vlan);
     if (vlan->trunk_given) {
+        char *trunk;
+
         add(t, ",trunk=");
         trunk = t->to + t->used;
         vlan_format_set(&vlan->trunk, trunk, t->size - t->used);

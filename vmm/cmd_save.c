@@ -219,7 +219,7 @@ static enum exit_status restore_and_run(void *object)
     enum exit_status status;
     struct machine_config config;
     struct process *process = NULL;
-    struct machine *machine;
+    struct machine *machine = NULL;
     int err;
 
     cmd_set_verbosity(wanted->verbose);

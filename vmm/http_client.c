@@ -119,7 +119,7 @@ static int grow(struct exchange *x)
 static int receive(struct exchange *x)
 {
     ssize_t n;
-    int err = x->length == x->room ? grow(x) : 0;
+    int err = !x->bytes || x->length == x->room ? grow(x) : 0;
 
     while (!err) {
         n = recv(x->fd, x->bytes + x->length, x->room - x->length, MSG_DONTWAIT);
