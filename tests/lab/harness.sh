@@ -105,13 +105,25 @@ leftovers() {
 # indented: what comes in, with no byte that a terminal or a reader of lines could stumble over.
 indented() { tr -d '\r' | cat -v | awk '{ print "    " $0 }'; }
 
+# excerpt: the last lines of what comes in, and before them those with which a kernel began to complain.
+excerpt() {
+    awk '{ line[NR] = $0 }
+        !first && /BUG:|Oops|panic|general protection|WARNING:|Call Trace/ { first = NR }
+        END {
+            tail = NR > 30 ? NR - 29 : 1
+            for (i = first; first && i < tail && i < first + 25; i++) print line[i]
+            if (first && i < tail) print "    ..."
+            for (i = tail; i <= NR; i++) print line[i]
+        }'
+}
+
 report_failure() {
     echo "not ok $1"
     tail -n 25 "$T/log" | indented
     for file in ferry console state; do
         [ -s "$T/$file" ] || continue
         echo "    --- $file:"
-        tail -n 30 "$T/$file" | indented
+        indented <"$T/$file" | excerpt
     done
 }
 
