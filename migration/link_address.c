@@ -101,7 +101,7 @@ static struct sockaddr_un unix_address(const struct link_address *address)
     return un;
 }
 
-/* The host's addresses, to be freed by freeaddrinfo(). */
+/* The host's addresses, to be freed by freeaddrinfo(). A status of getaddrinfo(), logged. */
 static int look_up(const struct link_address *address, bool passive, struct addrinfo **out)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
@@ -109,11 +109,10 @@ static int look_up(const struct link_address *address, bool passive, struct addr
     const char *host = address->host[0] ? address->host : NULL;
     int status = getaddrinfo(host, address->port, &hints, out);
 
-    if (status == 0)
-        return 0;
-    log_error("%s:%s:%s: %s", address->is_tls ? "tls" : "tcp", address->host, address->port,
-              gai_strerror(status));
-    return -EADDRNOTAVAIL;
+    if (status != 0)
+        log_error("%s:%s:%s: %s", address->is_tls ? "tls" : "tcp", address->host, address->port,
+                  gai_strerror(status));
+    return status;
 }
 
 /* ---- listening ---- */
@@ -177,9 +176,8 @@ int link_listen(const struct link_address *address, int *fd)
         err = listen_unix(address, fd);
         return err ? report(address, "listen", err) : 0;
     }
-    err = look_up(address, true, &found);
-    if (err)
-        return err;
+    if (look_up(address, true, &found) != 0)
+        return -EADDRNOTAVAIL;
     err = -EADDRNOTAVAIL;
     for (const struct addrinfo *at = found; err && at; at = at->ai_next)
         err = listen_at(at, fd);
@@ -413,8 +411,10 @@ int link_connect(struct link **out, const struct link_address *address, struct l
         err = connect_to((const struct sockaddr *)&un, sizeof(un), cancel_fd, &fd);
     } else {
         err = look_up(address, false, &found);
-        if (err)
-            return err;
+        if (err) {
+            snprintf(terms->reason, sizeof(terms->reason), "%s", gai_strerror(err));
+            return -EADDRNOTAVAIL;
+        }
         err = -EADDRNOTAVAIL;
         for (const struct addrinfo *at = found; err && err != -ECANCELED && at; at = at->ai_next)
             err = connect_to(at->ai_addr, at->ai_addrlen, cancel_fd, &fd);

@@ -367,6 +367,18 @@ static int open_temporary(struct snapshot_writer *w)
     return -errno;
 }
 
+/* A former file is replaced by rename(), which would replace a device or a fifo, too. */
+static int check_place(const char *path)
+{
+    struct stat now;
+
+    if (stat(path, &now) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    if (S_ISREG(now.st_mode))
+        return 0;
+    return S_ISDIR(now.st_mode) ? -EISDIR : -EEXIST;
+}
+
 int snapshot_writer_create(struct snapshot_writer **out, const char *path,
                            const struct guest_memory *mem, uint64_t state_bytes)
 {
@@ -380,6 +392,8 @@ int snapshot_writer_create(struct snapshot_writer **out, const char *path,
     len = snprintf(w->path, sizeof(w->path), "%s", path);
     if (len < 0 || (size_t)len >= sizeof(w->path))
         err = -ENAMETOOLONG;
+    if (!err)
+        err = check_place(path);
     if (!err)
         err = make_images(w, state_bytes);
     if (!err)

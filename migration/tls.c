@@ -53,16 +53,18 @@ static int refuse(char *reason, int err, const char *path, const char *why)
 /* Whether the file can be read, said before the library says it less clearly. */
 static int look(const char *folder, const char *name, char *path, char *reason)
 {
-    int fd, err = 0;
+    int fd, err;
 
     if (snprintf(path, PATH_BYTES, "%s/%s", folder, name) >= PATH_BYTES)
         return refuse(reason, -ENAMETOOLONG, folder, strerror(ENAMETOOLONG));
     fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        err = -errno;
-    else
+    if (fd >= 0) {
         close(fd);
-    return err ? refuse(reason, err, path, strerror(-err)) : 0;
+        return 0;
+    }
+    err = -errno;
+    return refuse(reason, err, path, err == -ENOENT
+                  ? "No such file or directory; --tls names the folder of certificates" : strerror(-err));
 }
 
 static int read_authority(struct tls_identity *id, const char *folder, char *reason)

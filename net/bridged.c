@@ -70,8 +70,9 @@ static int log_macvtap(const struct bridged *b, const char *nic, const struct ne
     return err;
 }
 
-/* Makes one under the first free name of Ferry's, with its record before it. */
-static int make_macvtap(struct bridged *b, struct netlink *nl, unsigned lower, uint32_t mode)
+/* Makes one under the first free name of Ferry's, with its record before it. Logs errors. */
+static int make_macvtap(struct bridged *b, struct netlink *nl, const char *nic, unsigned lower,
+                        uint32_t mode)
 {
     char name[IFNAMSIZ];
     int err = -EEXIST;
@@ -87,9 +88,10 @@ static int make_macvtap(struct bridged *b, struct netlink *nl, unsigned lower, u
         if (err)
             made_forget(&b->made);
     }
-    if (!err)
-        b->index = if_nametoindex(name);
-    return err;
+    if (err)
+        return log_macvtap(b, nic, nl, err);
+    b->index = if_nametoindex(name);
+    return 0;
 }
 
 static int open_macvtap(struct bridged *b, struct netlink *nl, const struct bridged_config *config,
@@ -100,16 +102,17 @@ static int open_macvtap(struct bridged *b, struct netlink *nl, const struct brid
     int err = rtnl_link_find(nl, config->nic, &nic);
 
     if (err == -ENODEV)
-        log_error("%s: there is no interface %s", b->name, config->nic);
+        log_error("%s: there is no interface %s ('ip -br link' lists them)", b->name, config->nic);
     if (err)
         return err;
     if (!nic.up)
         log_warn("%s: %s is down ('ip link set %s up')", b->name, config->nic, config->nic);
     b->passthru = config->macvtap_mode == MACVLAN_MODE_PASSTHRU;
     make_mac(b->passthru ? nic.mac : config->mac, b->mac);
-    err = make_macvtap(b, nl, nic.index, config->macvtap_mode);
-    if (!err)
-        err = rtnl_link_change(nl, b->index, &change);
+    err = make_macvtap(b, nl, config->nic, nic.index, config->macvtap_mode);
+    if (err)
+        return err;
+    err = rtnl_link_change(nl, b->index, &change);
     if (err)
         return log_macvtap(b, config->nic, nl, err);
     return tap_device_open_macvtap(device, b->name, b->index, b->mac, config->queues);

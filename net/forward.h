@@ -25,7 +25,7 @@ struct net_forward {
 };
 
 /* What net_forward_parse() takes, to complete "... was expected". */
-#define NET_FORWARD_EXPECTS "tcp|udp:[HOSTADDR:]HOSTPORT-[GUESTADDR:]PORT"
+#define NET_FORWARD_EXPECTS "tcp|udp:[HOSTADDR:]HOSTPORT-[GUESTADDR:]PORT, with addresses of IPv4,"
 
 /* 0; -EINVAL, not logged, with *out as it was. Any thread. */
 int net_forward_parse(struct net_forward *out, const char *text);

@@ -432,11 +432,14 @@ static void try_again(struct stream_port *s)
 
 static void connect_failed(struct stream_port *s, int err)
 {
+    bool is_unix = s->address.any.sa_family == AF_UNIX;
+
     if (s->fd >= 0)
         close(s->fd);
     s->fd = -1;
     if (!s->complained)
-        log_warn("%s: cannot connect: %s; trying again every %u s", s->port.name, strerror(-err),
+        log_warn("%s: cannot connect%s%s: %s; trying again every %u s", s->port.name,
+                 is_unix ? " to " : "", is_unix ? s->address.local.sun_path : "", strerror(-err),
                  s->reconnect);
     s->complained = true;
     try_again(s);

@@ -255,6 +255,24 @@ static int check_fixed(const char *where, const struct uplink_config *config)
     return 0;
 }
 
+static int check_forwards(const char *where, const struct uplink_config *config)
+{
+    const struct net_forward *all = config->forwards;
+    char text[NET_FORWARD_TEXT_MAX];
+
+    for (unsigned i = 0; i < config->n_forwards; i++) {
+        for (unsigned j = 0; j < i; j++) {
+            if (all[i].udp == all[j].udp && all[i].host_port == all[j].host_port &&
+                all[i].host_addr.s_addr == all[j].host_addr.s_addr) {
+                net_forward_format(&all[i], text, sizeof(text));
+                log_error("%s: two of forward= have the port of %s", where, text);
+                return -EINVAL;
+            }
+        }
+    }
+    return 0;
+}
+
 /* passt tells it by DHCP, but not every client asks, and of segments for an Ethernet's MTU it takes a
  * fraction of what it takes of long ones. */
 unsigned uplink_default_mtu(const struct uplink_config *config)
@@ -275,5 +293,7 @@ int uplink_config_check(const char *where, const struct uplink_config *config)
         log_error("%s: path= and address= exclude each other", where);
         return -EINVAL;
     }
+    if (check_forwards(where, config) < 0)
+        return -EINVAL;
     return check_fixed(where, config);
 }

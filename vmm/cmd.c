@@ -101,8 +101,8 @@ static int set_operands(const struct command *command, int n, char **words, void
             return -EINVAL;
     }
     if (at < n) {
-        log_error("'%s' is not valid: an option was expected: see 'ferry help %s'", words[at],
-                  command->name);
+        log_error("'%s' is %s: see 'ferry help %s'", words[at],
+                  at > 0 ? "one word too many" : "not valid: an option was expected", command->name);
         return -EINVAL;
     }
     return 0;

@@ -97,6 +97,7 @@ void cmd_free_switches(struct cmd_switches *switches);
 /* What `ferry receive` is told, and `ferry run --incoming`. Strings are owned; NULL: not given. */
 struct receive_options {
     char *address; /* NULL: the control socket will say */
+    const char *place; /* where that was said; NULL: "ADDRESS" */
     char *name;    /* NULL: as it had */
     char *from;
     char *tls;

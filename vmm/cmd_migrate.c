@@ -463,6 +463,11 @@ static enum exit_status migrate(void *object)
 {
     const struct migrate_options *wanted = object;
 
+    if ((wanted->status || wanted->cancel) && (wanted->address || (wanted->status && wanted->cancel))) {
+        log_error("--%s does not go together with %s", wanted->status ? "status" : "cancel",
+                  wanted->address ? "ADDRESS" : "--cancel");
+        return STATUS_USAGE;
+    }
     return wanted->status   ? show_status(wanted)
            : wanted->cancel ? cancel(wanted)
                             : migrate_guest(wanted);

@@ -278,7 +278,7 @@ enum exit_status cmd_receive_guest(const struct receive_options *wanted)
     }
     err = receive_open(&door, wanted->address, wanted->from, wanted->tls, why);
     if (err == -EINVAL)
-        log_error("ADDRESS: %s", why);
+        log_error("%s: %s", wanted->place ? wanted->place : "ADDRESS", why);
     if (err)
         return STATUS_USAGE;
     tell_address(&door);

@@ -311,6 +311,7 @@ static enum exit_status take_incoming(const struct run_options *wanted)
 {
     const struct receive_options receive = {
         .address = wanted->incoming,
+        .place = "--incoming",
         .name = wanted->machine.name,
         .tls = wanted->tls,
         .switches = wanted->switches,

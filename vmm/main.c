@@ -4,8 +4,11 @@
  * Does not read any command's options; cmd.c does. Main thread. The only place that decides what
  * the process ends with.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "vmm/cmd.h"
 #include "vmm/util/log.h"
@@ -78,10 +81,21 @@ static enum exit_status dispatch(int argc, char **argv)
     return command->run(command, argc - 1, argv + 1);
 }
 
+/* A standard stream that is closed would be whatever is opened first, a disk even, and be written to.
+ * So it is what is at its end to a reader, and an error to a writer. */
+static void occupy_closed_streams(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
+            (void)open("/dev/null", O_RDONLY); /* takes the lowest number: this one */
+}
+
 int main(int argc, char **argv)
 {
-    enum exit_status status = dispatch(argc, argv);
+    enum exit_status status;
 
+    occupy_closed_streams();
+    status = dispatch(argc, argv);
     if (fflush(stdout) != 0 && status == STATUS_OK) {
         log_error("standard output cannot be written: %m");
         status = STATUS_FAILED;

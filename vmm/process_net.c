@@ -116,7 +116,7 @@ int process_add_switch(struct process *p, const struct switch_options *options)
     if (options->text && !work.ps->text) {
         err = -ENOMEM;
     } else if (process_find_switch(p, options->name)) {
-        log_error("there are two switches named '%s'", options->name);
+        log_error("--switch: there are two named '%s'", options->name);
         err = -EEXIST;
     } else {
         err = loop_thread_create(&work.ps->thread, options->name, LOOP_ENTRIES);

@@ -352,7 +352,7 @@ Test(migration, names_the_file_of_a_certificate_that_is_missing)
     struct tls_identity *identity;
 
     cr_expect_eq(tls_identity_create(&identity, "/nowhere", true, reason), -ENOENT);
-    cr_expect_str_eq(reason, "/nowhere/ca-cert.pem: No such file or directory");
+    cr_expect_str_eq(reason, "/nowhere/ca-cert.pem: No such file or directory; --tls names the folder of certificates");
 }
 
 /* A connection to the port from that address of this host. */

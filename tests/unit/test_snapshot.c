@@ -280,6 +280,15 @@ Test(snapshot, that_is_not_finished_leaves_nothing)
     cr_expect_eq(files_in(folder), 0);
 }
 
+Test(snapshot, replaces_no_folder_and_no_fifo)
+{
+    struct snapshot_writer *w;
+
+    cr_expect_eq(snapshot_writer_create(&w, folder, mem, 4096), -EISDIR);
+    cr_assert_eq(mkfifo(path, 0600), 0);
+    cr_expect_eq(snapshot_writer_create(&w, path, mem, 4096), -EEXIST);
+}
+
 Test(snapshot, with_more_state_than_was_said_is_not_written)
 {
     static const uint8_t state[2 * PAGE];
