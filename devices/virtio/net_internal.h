@@ -47,6 +47,7 @@ struct net_sending {
     unsigned n_chains;
     struct net_frame frames[NET_BATCH];
     unsigned n_frames;
+    unsigned cost;                    /* of all chains, of the budget */
     uint8_t headers[NET_BATCH][NET_HEADERS_MAX]; /* of frames that are to be cut */
 };
 /* Receive buffers that are lent to the peer (net_port_borrow()); their pieces are in net_sending's pool. */

@@ -7,7 +7,8 @@
  * (system calls). In that window a vCPU may reset the device: `sending` keeps the reset from being
  * complete (§2.4.1), and the generation tells afterwards. Frames the peer refuses go back into the
  * queue, and all queues rest until the peer's ready(). A driver that never stops sending is
- * interrupted every TX_BUDGET frames for the loop's other work.
+ * interrupted every TX_BUDGET frames, or sooner by those to be cut very small, for the loop's other
+ * work.
  *
  * While the loop polls (loop_set_polling()), kicks are not wanted and the queues are looked at without
  * them. Before it sleeps they are asked for again, and the queues looked at once more: the driver
@@ -24,7 +25,10 @@
 
 #include "devices/virtio/net_internal.h"
 
-#define TX_BUDGET 256u /* frames sent before the loop has its turn */
+#define TX_BUDGET (256u * FRAME_COST) /* of frames sent before the loop has its turn */
+/* As many segments as the longest frame is cut into on an Ethernet; one that is cut smaller costs
+ * more, by its segments, as somebody may have to make these, and for each receiver. */
+#define FRAME_COST 48u
 
 /* ---- metadata ---- */
 
@@ -137,6 +141,13 @@ static void learn_flow(struct virtio_net *net, const struct net_frame *frame, un
         net->flows[net_flow_symmetric(&flow) % NET_FLOWS] = (uint8_t)(pair + 1);
 }
 
+static unsigned cost_of(const struct net_frame *frame)
+{
+    size_t segments = frame->gso_type ? frame->length / frame->gso_size : 1;
+
+    return segments > FRAME_COST ? (unsigned)segments : FRAME_COST;
+}
+
 static void add_chain(struct virtio_net *net, struct virtqueue_chain *chain, unsigned pair)
 {
     struct net_sending *batch = &net->batch;
@@ -145,9 +156,11 @@ static void add_chain(struct virtio_net *net, struct virtqueue_chain *chain, uns
 
     if (find_frame(net, chain, frame)) {
         place = (int)batch->n_frames++;
+        batch->cost += cost_of(frame);
         if (net_active_pairs(net) > 1 && !net->state.rss)
             learn_flow(net, frame, pair);
     } else {
+        batch->cost += FRAME_COST;
         net->counters.malformed++;
         log_guest(&net->vdev.log_rate,
                   "%s: the guest sent a buffer of %llu bytes, which is no frame", net->vdev.id,
@@ -159,8 +172,8 @@ static void add_chain(struct virtio_net *net, struct virtqueue_chain *chain, uns
 
 /* ---- batches ---- */
 
-/* Takes what waits in the queue, as far as there is room in the batch and `limit` allows. */
-static void collect(struct virtio_net *net, unsigned pair, unsigned limit)
+/* Takes what waits in the queue, as far as there is room in the batch and `budget` is left. */
+static void collect(struct virtio_net *net, unsigned pair, unsigned budget)
 {
     struct virtqueue *vq = net_tx_queue(net, pair);
     struct net_sending *batch = &net->batch;
@@ -168,7 +181,9 @@ static void collect(struct virtio_net *net, unsigned pair, unsigned limit)
 
     batch->n_chains = 0;
     batch->n_frames = 0;
-    while (batch->n_chains < limit && pieces + VIRTQUEUE_MAX_PIECES <= NET_POOL_PIECES) {
+    batch->cost = 0;
+    while (batch->n_chains < NET_BATCH && batch->cost < budget &&
+           pieces + VIRTQUEUE_MAX_PIECES <= NET_POOL_PIECES) {
         struct virtqueue_chain chain = {
             .iov = batch->pool.iov + pieces,
             .gpa = batch->pool.gpa + pieces,
@@ -249,8 +264,8 @@ void net_tx_run(struct virtio_net *net, unsigned pair)
     net->sending = true;
     virtqueue_disable_kicks(vq);
     do {
-        collect(net, pair, budget < NET_BATCH ? budget : NET_BATCH);
-        budget -= net->batch.n_chains;
+        collect(net, pair, budget);
+        budget -= net->batch.cost < budget ? net->batch.cost : budget;
         more = net->batch.n_chains > 0 && send_batch(net, vq);
     } while (more && budget > 0);
     if (more)

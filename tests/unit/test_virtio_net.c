@@ -1690,6 +1690,26 @@ Test(virtio_net, a_large_segment_is_cut_for_a_peer_that_does_not)
     assert_used(TX, 0);
 }
 
+static bool has_sent_12_times_2000(void *arg)
+{
+    (void)arg;
+    return peer.delivered == 12 * 2000;
+}
+
+/* Who sends them has made one buffer, and who cuts them has 2000 frames to make of each. */
+Test(virtio_net, frames_that_are_cut_very_small_let_the_loop_have_its_turns)
+{
+    struct fake_piece piece = {DATA, (uint32_t)make_segment(segment, 64000, 32), false};
+
+    start(OFFLOAD_BITS);
+    memory_write(fake.env.mem, DATA, segment, piece.length);
+    for (unsigned i = 0; i < 12; i++)
+        fake_queue_add(&queues[TX], &piece, 1);
+    fake_driver_kick(vdev, TX);
+    cr_assert_leq(peer.delivered, 7 * 2000);
+    fake_env_wait(&fake, has_sent_12_times_2000, NULL);
+}
+
 Test(virtio_net, the_headers_of_a_large_segment_are_copied_wherever_it_is_cut)
 {
     /* The header and the first bytes in one piece, so that no piece is free for the copy. */
