@@ -367,16 +367,26 @@ static int open_temporary(struct snapshot_writer *w)
     return -errno;
 }
 
-/* A former file is replaced by rename(), which would replace a device or a fifo, too. */
+/* A former file is replaced by rename(), which would replace a device or a fifo, too, and a disk: so
+ * only a saved guest is, or an empty file. */
 static int check_place(const char *path)
 {
+    char magic[sizeof(STREAM_MAGIC) - 1];
     struct stat now;
+    ssize_t n;
+    int fd;
 
     if (stat(path, &now) < 0)
         return errno == ENOENT ? 0 : -errno;
-    if (S_ISREG(now.st_mode))
-        return 0;
-    return S_ISDIR(now.st_mode) ? -EISDIR : -EEXIST;
+    if (!S_ISREG(now.st_mode))
+        return S_ISDIR(now.st_mode) ? -EISDIR : -EEXIST;
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    n = read(fd, magic, sizeof(magic));
+    close(fd);
+    return n == 0 || (n == (ssize_t)sizeof(magic) && memcmp(magic, STREAM_MAGIC, sizeof(magic)) == 0)
+               ? 0 : -EEXIST;
 }
 
 int snapshot_writer_create(struct snapshot_writer **out, const char *path,

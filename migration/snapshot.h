@@ -55,7 +55,7 @@ int snapshot_write(const struct snapshot *snapshot, const struct guest_memory *m
  * The same in steps, so that memory can be written while the guest runs, and again what it changed.
  * One thread at a time. The file has no name before the last step, if the file system can do that,
  * else a temporary one. Errors of open(2), pwrite(2) and so on; -EEXIST: at the path is something that is
- * no file, and stays.
+ * no saved guest and no empty file, and stays.
  */
 struct snapshot_writer;
 /* state_bytes: what snapshot_bytes() will at most be in the end. mem is borrowed. Errors are logged. */

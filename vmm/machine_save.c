@@ -220,7 +220,8 @@ static json_t *describe_writing(const struct writing *w, int err)
         return json_string("the save was cancelled, or the guest is about to end: it goes on here");
     if (err)
         return json_sprintf("cannot save the guest to %s: %s; it goes on here", w->m->save_path,
-                            strerror(-err));
+                            err == -EEXIST ? "that is there already, and is no saved guest"
+                                           : strerror(-err));
     reply = json_pack("{s:I, s:I}", "pages", (json_int_t)w->summary.pages, "skipped",
                       (json_int_t)w->summary.skipped);
     if (reply && w->live) {

@@ -250,6 +250,23 @@ static unsigned files_in(const char *where)
     return n;
 }
 
+Test(snapshot, replaces_nothing_but_a_saved_guest_or_an_empty_file)
+{
+    struct snapshot snapshot = {0};
+    struct snapshot_summary summary;
+    struct stat st;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+    cr_assert_eq(write(fd, "FERRY's disk", 12), 12);
+    cr_expect_eq(snapshot_write(&snapshot, mem, path, &summary), -EEXIST);
+    cr_assert_eq(stat(path, &st), 0);
+    cr_expect_eq(st.st_size, 12);
+    cr_assert_eq(ftruncate(fd, 0), 0);
+    close(fd);
+    cr_expect_eq(snapshot_write(&snapshot, mem, path, &summary), 0);
+    cr_expect_eq(snapshot_write(&snapshot, mem, path, &summary), 0);
+}
+
 /* Its entry could not be brought to the disk: the guest would run on, and from the file as well. */
 Test(snapshot, is_not_written_to_a_folder_that_cannot_be_read)
 {
