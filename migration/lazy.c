@@ -23,6 +23,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -73,7 +74,7 @@ struct lazy {
     bool started;
     pthread_t thread;
     uint8_t *block; /* owns: SNAPSHOT_BLOCK bytes */
-    int result; /* the thread's, until done_fd is written */
+    atomic_int result; /* the thread's, until done_fd is written */
 };
 
 /* ---- what the host lets us do ---- */
@@ -432,7 +433,7 @@ static void *lazy_main(void *arg)
         memory_ask_huge_pages(lazy->mem, true);
         err = 0;
     }
-    lazy->result = err;
+    atomic_store_explicit(&lazy->result, err, memory_order_release);
     (void)eventfd_write(lazy->done_fd, 1);
     if (err)
         lazy->lost(lazy->opaque);
@@ -491,7 +492,7 @@ int lazy_wait(const struct lazy *lazy, int cancel_fd)
         if (!(fds[0].revents & POLLIN) && (fds[1].revents & POLLIN))
             return -ECANCELED;
     }
-    return lazy->result;
+    return atomic_load_explicit(&lazy->result, memory_order_acquire);
 }
 
 void lazy_stop(struct lazy *lazy)
