@@ -107,7 +107,7 @@ static void start(const char *protocol, uint16_t port)
 
 Test(nat_forwards, take_their_ports_when_they_are_claimed_and_not_before)
 {
-    uint16_t port;
+    uint16_t port = 0;
 
     close(take_port(SOCK_STREAM, 0, &port));
     start("tcp", port);
@@ -118,7 +118,7 @@ Test(nat_forwards, take_their_ports_when_they_are_claimed_and_not_before)
 
 Test(nat_forwards, are_tried_again_while_another_has_the_port)
 {
-    uint16_t port;
+    uint16_t port = 0;
     int held = take_port(SOCK_STREAM, 0, &port);
 
     start("tcp", port);
@@ -131,7 +131,7 @@ Test(nat_forwards, are_tried_again_while_another_has_the_port)
 
 Test(nat_forwards, leave_a_port_to_another_process_at_once)
 {
-    uint16_t port;
+    uint16_t port = 0;
     int other;
 
     close(take_port(SOCK_STREAM, 0, &port));
@@ -148,7 +148,7 @@ Test(nat_forwards, leave_a_port_to_another_process_at_once)
 
 Test(nat_forwards, leave_a_port_for_datagrams_when_the_loop_comes_to_it)
 {
-    uint16_t port;
+    uint16_t port = 0;
 
     close(take_port(SOCK_DGRAM, 0, &port));
     start("udp", port);

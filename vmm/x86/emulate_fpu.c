@@ -364,13 +364,11 @@ static enum x86_emu_result xsave_begin(struct x86_emu *emu, const struct x86_ins
         result = x86_operand(emu, insn, X86_XSTATE_EXTENDED, false, linear);
     if (result != X86_EMU_DONE)
         return result;
-    if (*linear & 63)
-        return x86_raise_code(emu, X86_VECTOR_GP, 0);
     x->asked = emu->xcr0 & (emu->regs.rdx << 32 | (uint32_t)emu->regs.rax);
     x->in_use = get64(emu->xstate.bytes + X86_XSTATE_BV) & emu->xcr0;
     if (get32(emu->xstate.bytes + X86_XSTATE_MXCSR) != MXCSR_INITIAL)
         x->in_use |= X86_XSTATE_SSE;
-    return X86_EMU_DONE;
+    return *linear & 63 ? x86_raise_code(emu, X86_VECTOR_GP, 0) : X86_EMU_DONE;
 }
 
 /* The parts of the legacy region that x87 and SSE own; MXCSR's own rule is the caller's. */

@@ -92,6 +92,7 @@ static int list_msrs(int kvm_fd, struct msr_list *list)
         uint32_t indices[X86_MAX_MSRS];
     } known = {.head.nmsrs = X86_MAX_MSRS};
 
+    list->head.nmsrs = 0;
     if (ioctl(kvm_fd, KVM_GET_MSR_INDEX_LIST, &known) < 0)
         return fail("list", "MSRs");
     list->head = (struct kvm_msrs){.nmsrs = known.head.nmsrs};
