@@ -13,6 +13,7 @@ _ferry_net_keys() {
         hostonly,*) echo "if= $adapter $card" ;;
         bridge,*) echo "if= br= mode=bridge mode=vepa mode=private mode=passthru $card" ;;
         tap,*)    echo "if= $card" ;;
+        switch=*) echo "port= vlan= trunk= native= isolated=on monitor=on $card" ;;
         stream,*) echo "path= address= server=on reconnect= $card" ;;
         *)        echo "$card" ;;
     esac

@@ -173,8 +173,6 @@ int machine_load_state(struct machine *m);
 /* Blocks until all of memory is there, if it still comes from a file. -ECANCELED when cancel_fd becomes
  * readable before (-1: never). Any thread but the loop's. */
 int machine_await_memory(const struct machine *m, int cancel_fd);
-/* Devices look at their queues again. */
-int machine_resume_devices(struct machine *m);
 void machine_end_saved(struct machine *m);
 void machine_end_migrated(struct machine *m);
 /*

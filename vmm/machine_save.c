@@ -331,7 +331,8 @@ static int load_devices(struct machine *m)
     return err;
 }
 
-int machine_resume_devices(struct machine *m)
+/* Devices look at their queues again. */
+static int resume_devices(struct machine *m)
 {
     int err = 0;
 
@@ -413,7 +414,7 @@ int machine_load(struct machine *m)
     if (!err)
         err = machine_load_state(m);
     if (!err)
-        err = machine_resume_devices(m);
+        err = resume_devices(m);
     if (err)
         return err;
     if (m->fresh_macs)

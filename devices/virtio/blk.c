@@ -1124,11 +1124,6 @@ void virtio_blk_sync(struct virtio_device *vdev)
     (void)fdatasync(blk_of(vdev)->image.fd);
 }
 
-bool virtio_blk_locked_elsewhere(struct virtio_device *vdev)
-{
-    return blk_image_locked_elsewhere(&blk_of(vdev)->image);
-}
-
 uint64_t virtio_blk_bytes(const struct virtio_device *vdev)
 {
     return ((const struct virtio_blk *)vdev)->image.size;

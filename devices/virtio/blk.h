@@ -41,7 +41,6 @@ int virtio_blk_create(struct virtio_device **out, const struct device_env *env, 
 int virtio_blk_lock(struct virtio_device *vdev, bool locked);
 /* Writes out what the page cache holds of the image; may take long. Any thread. */
 void virtio_blk_sync(struct virtio_device *vdev);
-bool virtio_blk_locked_elsewhere(struct virtio_device *vdev);
 uint64_t virtio_blk_bytes(const struct virtio_device *vdev);
 
 /* Since the device was made: requests that were carried out, and bytes between image and guest. */

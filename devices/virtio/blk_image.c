@@ -349,13 +349,6 @@ void blk_image_unlock(struct blk_image *image)
     (void)fcntl(image->fd, F_OFD_SETLK, &lock);
 }
 
-bool blk_image_locked_elsewhere(const struct blk_image *image)
-{
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-
-    return fcntl(image->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
-}
-
 void blk_image_close(struct blk_image *image)
 {
     if (image->fd < 0)

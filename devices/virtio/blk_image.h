@@ -40,8 +40,6 @@ int blk_image_open(struct blk_image *image, const char *who, const struct blk_im
 /* Takes and gives back the lock, for an image that moves between processes. -EBUSY, logged. */
 int blk_image_lock(struct blk_image *image, const char *who, const char *path, bool readonly);
 void blk_image_unlock(struct blk_image *image);
-/* Whether another open file has the image locked, as its user has. */
-bool blk_image_locked_elsewhere(const struct blk_image *image);
 void blk_image_close(struct blk_image *image);
 
 #endif

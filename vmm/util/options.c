@@ -196,7 +196,8 @@ static void expects_choice(const struct option_key *key, char *to, size_t size)
     }
 }
 
-void option_expects(const struct option_key *key, char *to, size_t size)
+/* Writes what key's value must be: key->expects, or made of its limits or choices. */
+static void tell_expected(const struct option_key *key, char *to, size_t size)
 {
     if (key->expects)
         snprintf(to, size, "%s", key->expects);
@@ -221,10 +222,10 @@ static int refuse(const char *where, const char *name, const char *text,
                   const struct option_key *key, int error)
 {
     const char *equals = name ? "=" : "";
-    char expects[OPTION_EXPECTS_MAX];
+    char expects[160];
 
     name = name ? name : "";
-    option_expects(key, expects, sizeof(expects));
+    tell_expected(key, expects, sizeof(expects));
     if (error == -ENOMEM)
         log_error("%s: out of memory", where);
     else if (error == -ENOSPC)
@@ -295,6 +296,7 @@ static void log_unknown(const char *where, const char *name, const struct option
     size_t used = 0;
 
     known[0] = '\0';
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): the callers' tables are never NULL */
     for (const struct option_key *key = keys; key->name && used < sizeof(known); key++) {
         int n = snprintf(known + used, sizeof(known) - used, "%s%s", used ? ", " : "", key->name);
 

@@ -61,11 +61,6 @@ struct option_mac {
     bool given;
 };
 
-/* Room for any message of option_expects(). */
-#define OPTION_EXPECTS_MAX 160
-/* Writes what key's value must be: key->expects, or made of its limits or choices. */
-void option_expects(const struct option_key *key, char *to, size_t size);
-
 /*
  * Reads one value. `where` names the place for messages ("--cpus"). 0, -EINVAL, -ENOMEM, -ENOSPC;
  * logged.

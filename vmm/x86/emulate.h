@@ -126,12 +126,6 @@ enum x86_emu_result x86_emulate(struct x86_emu *emu);
 /* The privilege level (SDM volume 3A §5.5: the DPL of SS). */
 unsigned x86_emu_cpl(const struct x86_emu *emu);
 
-/*
- * Enters the handler of an interrupt that INT n, INT3 or INT1 raise, in 64-bit mode, to return to
- * regs.rip. Checks gate and stack (SDM volume 3A §6.12, §6.14). Result as x86_emulate()'s.
- */
-enum x86_emu_result x86_emu_interrupt(struct x86_emu *emu, uint8_t vector);
-
 /* ---- linear memory; each returns X86_EMU_DONE, or X86_EMU_FAULT with emu->fault filled, or
  * X86_EMU_UNKNOWN where there is no RAM ---- */
 

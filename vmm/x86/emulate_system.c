@@ -155,6 +155,8 @@ static enum x86_emu_result enter_handler(struct x86_emu *emu, const struct gate 
     return X86_EMU_DONE;
 }
 
+/* Enters the handler of what INT n, INT3 or INT1 raise, in 64-bit mode, to return to regs.rip, having
+ * checked its gate (SDM volume 3A §6.12.1.3, §6.14.1). */
 static enum x86_emu_result interrupt(struct x86_emu *emu, uint8_t vector, bool check_dpl)
 {
     struct descriptor code = {0};
@@ -183,11 +185,6 @@ static enum x86_emu_result interrupt(struct x86_emu *emu, uint8_t vector, bool c
     if (!x86_canonical(emu, gate.offset))
         return x86_raise_code(emu, X86_VECTOR_GP, 0);
     return enter_handler(emu, &gate, &code);
-}
-
-enum x86_emu_result x86_emu_interrupt(struct x86_emu *emu, uint8_t vector)
-{
-    return interrupt(emu, vector, true);
 }
 
 int x86_do_int3(struct x86_emu *emu, const struct x86_insn *insn)
