@@ -335,7 +335,7 @@ migrated_by_qemu() {
 }
 
 migration() {
-    local i size rate plain working downtime in_all took stops=() totals= label
+    local i size rate plain working downtime in_all took stops=() totals='' label
     local tcp=tcp:127.0.0.1:0
     export XDG_RUNTIME_DIR=$WORK
     echo "## Live migration, from process to process"
