@@ -323,18 +323,27 @@ int link_accept(struct link **out, int listen_fd, struct link_terms *terms)
     return err;
 }
 
+/* Who connects is still there after it, and would be again and again; else accept(2) lost just the one. */
+static bool is_short_of(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
 int link_accept_beside(struct link **out, struct link *link, int listen_fd,
                        struct link_terms *terms, uint64_t deadline_ns)
 {
     for (;;) {
-        int fd, err = listen_fd < 0 ? -ENOTCONN : link_await_beside(link, listen_fd, deadline_ns);
+        int fd = -1, err = listen_fd < 0 ? -ENOTCONN : link_await_beside(link, listen_fd, deadline_ns);
 
+        if (!err)
+            fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        if (!err && fd < 0 && is_short_of(errno))
+            err = -errno;
         if (err) {
             log_error("%s: its further connections do not come: %s", link_reader(link)->name,
                       strerror(-err));
             return err;
         }
-        fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
         if (fd < 0 || !admit(fd, terms->from))
             continue;
         err = take_in(out, fd, terms);

@@ -39,6 +39,7 @@ struct bridged {
     uint8_t mac[6];   /* of the macvtap */
     struct made made; /* the macvtap */
     struct tap *tap;
+    struct log_rate log_rate;
 };
 
 static void make_mac(const uint8_t *wanted, uint8_t mac[6])
@@ -133,8 +134,8 @@ static void filter_changed(void *arg, const struct net_receive_filter *filter)
         netlink_close(&nl);
     }
     if (err)
-        log_warn("%s: the macvtap cannot take the guest's new address: %s", b->name,
-                 strerror(-err));
+        log_guest(&b->log_rate, "%s: the macvtap cannot take the guest's new address: %s", b->name,
+                  strerror(-err));
     else
         memcpy(b->mac, filter->mac, 6);
 }

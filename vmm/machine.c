@@ -572,8 +572,10 @@ int machine_resume(struct machine *m)
     return 0;
 }
 
+/* One that is paused begins anew when it is resumed. */
 static int restart(struct machine *m)
 {
+    const bool paused = m->paused;
     int err;
 
     err = machine_quiesce(m);
@@ -592,9 +594,12 @@ static int restart(struct machine *m)
         err = vcpus_reset(m->vcpus);
     if (!err)
         err = machine_arch_load(m);
-    if (!err)
-        vcpus_resume(m->vcpus);
-    return err;
+    if (err)
+        return err;
+    if (paused)
+        return machine_pause(m);
+    vcpus_resume(m->vcpus);
+    return 0;
 }
 
 bool machine_event_pending(struct machine *m)

@@ -408,8 +408,12 @@ int process_work(struct process *p, const bool *ended, int (*work)(void *arg),
         return -err;
     }
     err = process_wait(p, is_finished, &w, 0);
+    if (err && cancel && !w.cancelled)
+        cancel(arg);
     pthread_join(thread, NULL);
-    return err ? err : w.result;
+    loop_call_cancel(p->loop, &w.finished_call);
+    /* Without the loop, too, what was done counts: a guest that was handed over is not ours. */
+    return w.result;
 }
 
 /* ---- a guest that is asked for ---- */
