@@ -273,7 +273,7 @@ static int forward_out(struct adapter *a, struct netlink *nl, const struct adapt
     if (config->out) {
         links[0] = if_nametoindex(config->out);
         if (links[0] == 0) {
-            log_error("%s: there is no interface %s", a->name, config->out);
+            log_error("%s: there is no interface %s ('ip -br link' lists them)", a->name, config->out);
             return -ENODEV;
         }
     } else {
