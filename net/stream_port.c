@@ -369,7 +369,7 @@ static bool drain(struct stream_port *s)
         ssize_t sent = send(s->fd, s->out + s->out_at, message_end(s) - s->out_at,
                             MSG_DONTWAIT | MSG_NOSIGNAL);
 
-        if (sent < 0 && (errno == EAGAIN || errno == EINTR))
+        if (sent < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOBUFS || errno == ENOMEM))
             return false;
         if (sent < 0) { /* given up; that the peer is gone is told by the next read, whenever that is */
             s->counters.unconnected++;
