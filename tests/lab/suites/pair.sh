@@ -127,7 +127,7 @@ goes_and_returns() {
     guest_start "vlan=$VLAN$work" --name web --cpus "$1" --memory 128M $SWITCH --net "$2,mac=$MAC"
     goes ferry0
     returns ferry0
-    nc 10.77.0.9 7001 </dev/null
+    until nc 10.77.0.9 7001 </dev/null; do usleep 500000; done
     guest_end
     cat back.log
     [ $STATUS = 0 ]
