@@ -1,5 +1,6 @@
 /*
- * Announcements: RARP, gratuitous ARP, unsolicited neighbour advertisements, on a schedule.
+ * Announcements: RARP, gratuitous ARP, unsolicited neighbour advertisements, on a schedule; the guest is asked
+ * for its own each time.
  *
  * Does not know who saw the addresses (the switch) nor that a guest migrated (the machine). The
  * schedule is QEMU's: at once, then after growing pauses. The loop's thread of the wire; no locks.

@@ -49,8 +49,8 @@ static int make_path(struct machine *m, char *path, size_t size)
     int len, err = rundir_path(folder, sizeof(folder));
 
     if (err) {
-        log_error("%s: no console: no folder for its socket: %s; set XDG_RUNTIME_DIR to one of yours", m->config->name,
-                  strerror(-err));
+        log_error("%s: no console: no folder for its socket: %s; set XDG_RUNTIME_DIR to one of yours",
+                  m->config->name, strerror(-err));
         return err;
     }
     len = snprintf(path, size, "%s/%s:%s" CONSOLE_SOCKET, folder, process_name(m->process),

@@ -1,8 +1,9 @@
 /*
  * Messages to the person at the terminal.
  *
- * One line a message, on standard error, prefixed "ferry: "; a control character in it is shown as '?'. Errors are written once, by the place
- * that knows the cause, in the form: what failed, on what, why, what to try. Any thread may call.
+ * One line a message, on standard error, prefixed "ferry: "; a control character in it is shown as '?'.
+ * Errors are written once, by the place that knows the cause, in the form: what failed, on what, why,
+ * what to try. Any thread may call.
  */
 #ifndef FERRY_UTIL_LOG_H
 #define FERRY_UTIL_LOG_H
