@@ -409,12 +409,15 @@ static bool pipe_holds(void *arg)
 
 Test(chardev, the_first_byte_leaves_without_waiting_for_more)
 {
+    char got[8];
     int ends[2];
 
     make_pipe(ends);
     open_stdio(-1, ends[1], 0);
     put("x", 1);
     fake_env_wait(&fake, pipe_holds, &(struct pipe_waiter){ends[0], 1});
+    cr_assert_eq(read(ends[0], got, sizeof(got)), 1);
+    cr_assert_eq(got[0], 'x');
     detach();
     close(ends[0]);
     close(ends[1]);
@@ -422,6 +425,7 @@ Test(chardev, the_first_byte_leaves_without_waiting_for_more)
 
 Test(chardev, what_follows_leaves_without_a_drain)
 {
+    char got[8];
     int ends[2];
 
     make_pipe(ends);
@@ -430,6 +434,8 @@ Test(chardev, what_follows_leaves_without_a_drain)
     fake_env_wait(&fake, pipe_holds, &(struct pipe_waiter){ends[0], 1});
     put("yz", 2);
     fake_env_wait(&fake, pipe_holds, &(struct pipe_waiter){ends[0], 3});
+    cr_assert_eq(read(ends[0], got, sizeof(got)), 3);
+    cr_assert_arr_eq(got, "xyz", 3);
     detach();
     close(ends[0]);
     close(ends[1]);
